@@ -1,0 +1,121 @@
+//! The things messages are about, as they stand on the wire: message, conversation, member, presence.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::ids::{ConversationId, MessageId, Seq, UserId};
+
+/// An enum of words on the wire and of small numbers in the store; neither ever changes its meaning.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $number:literal $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $(#[serde(rename = $word)] $variant),+ }
+
+        impl $name {
+            pub fn code(self) -> i16 {
+                match self { $(Self::$variant => $number),+ }
+            }
+
+            pub fn from_code(code: i16) -> Option<Self> {
+                match code { $($number => Some(Self::$variant),)+ _ => None }
+            }
+
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+    };
+}
+
+words!(MessageType {
+    Text = 0 "text",
+    Image = 1 "image",
+    Video = 2 "video",
+    Audio = 3 "audio",
+    File = 4 "file",
+    Location = 5 "location",
+});
+
+words!(Kind {
+    Direct = 0 "direct",
+    Group = 1 "group",
+});
+
+words!(
+    /// Ordered by power: an owner is more than an admin.
+    Role {
+        Member = 0 "member",
+        Admin = 1 "admin",
+        Owner = 2 "owner",
+    }
+);
+
+/// A stretch of the content that names a member; `offset` and `length` count UTF-16 units.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mention {
+    pub user_id: UserId,
+    pub offset: u32,
+    pub length: u32,
+}
+
+/// A message as it is now; a deleted one keeps its place and has no content, mentions or metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    pub id: MessageId,
+    pub conversation_id: ConversationId,
+    pub seq: Seq,
+    /// The seq of its latest change; `seq` itself while it was never edited or deleted.
+    pub change_seq: Seq,
+    pub sender_id: UserId,
+    pub client_message_id: Option<String>,
+    pub message_type: MessageType,
+    pub content: Option<String>,
+    pub parent_message_id: Option<MessageId>,
+    /// Replies that are not deleted.
+    pub reply_count: i64,
+    pub mentions: Option<Vec<Mention>>,
+    pub metadata: Option<serde_json::Value>,
+    pub created_at: Timestamp,
+    pub edited_at: Option<Timestamp>,
+    pub deleted_at: Option<Timestamp>,
+}
+
+/// A conversation, in answers to a member with `me` and `unread_count`, in events without.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conversation {
+    pub id: ConversationId,
+    pub kind: Kind,
+    pub title: Option<String>,
+    pub created_by: UserId,
+    pub created_at: Timestamp,
+    pub last_seq: Seq,
+    pub last_message: Option<Message>,
+    /// Undeleted messages of others after `me.read_seq`, counted up to 100 (shown as 99+).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread_count: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub me: Option<Me>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub members: Option<Vec<Member>>,
+}
+
+/// The asking member's own state in a conversation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Me {
+    pub role: Role,
+    pub can_send_messages: bool,
+    pub delivered_seq: Seq,
+    pub read_seq: Seq,
+    pub muted_until: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    pub user_id: UserId,
+    pub role: Role,
+    pub can_send_messages: bool,
+    pub joined_at: Timestamp,
+    pub delivered_seq: Seq,
+    pub read_seq: Seq,
+}

@@ -1,0 +1,38 @@
+//! What can go wrong in a store, named by what the caller does next.
+
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// Could not be reached, or was lost on the way: retry later. `maybe_done` if the statement
+    /// had been sent, so that a commit may have happened.
+    #[error("the store cannot be reached: {source}")]
+    Unavailable { source: sqlx::Error, maybe_done: bool },
+    /// Another transaction was in the way (deadlock, serialization, a race for a unique key):
+    /// nothing was done, retry the whole at once.
+    #[error("another transaction was in the way: {0}")]
+    Conflict(sqlx::Error),
+    /// A row that does not convert: page someone.
+    #[error("the store holds a value that cannot be read: {table}.{column} of {id}")]
+    Corrupt { table: &'static str, column: &'static str, id: String },
+    /// The statement itself is refused (missing table, missing right): page someone.
+    #[error("the store refused a statement: {0}")]
+    Refused(sqlx::Error),
+}
+
+impl StoreError {
+    /// A retry may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Conflict(_))
+    }
+
+    /// The value of the label `reason` in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "unavailable",
+            Self::Conflict(_) => "conflict",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Refused(_) => "refused",
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! All that lasts: conversations, members, messages, receipts, the outbox, the laggards.
+//!
+//! One method is one use case and one transaction. Nothing outside this module knows SQL, and the
+//! set of databases is closed and ours, so an enum and no trait. Called by `write_path` (which
+//! alone commits messages, through a [`Writer`] per lane), by `http` and `ws` to read.
+
+pub mod error;
+pub mod postgres;
+pub mod sqlite;
+pub mod types;
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub use error::StoreError;
+use postgres::{Postgres, PostgresWriter};
+use sqlite::{Sqlite, SqliteWriter};
+use types::{
+    Change, ChangeOutcome, ConversationCursor, History, HistoryPage, Laggard, Members, NewMessage,
+    OutboxLease, OutboxRow, Run, SendOutcome, Settled,
+};
+
+use crate::config::StoreConfig;
+use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
+use crate::protocol::model::{Conversation, Member, Message};
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Members shown inside a conversation's answer; larger groups are read by pages.
+pub const MEMBERS_SHOWN: usize = 256;
+
+/// Whether the tables are those this release was made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Schema {
+    Current,
+    /// Migrations that have not run yet: `tidings migrate`.
+    Behind { missing: usize },
+    /// Migrations this release does not know: it is older than the schema. That is fine, because
+    /// migrations also suit the previous release.
+    Ahead,
+}
+
+#[derive(Clone)]
+pub enum Store {
+    Postgres(Postgres),
+    Sqlite(Sqlite),
+}
+
+/// One lane's own connection, on which its batches commit one after the other.
+pub enum Writer {
+    Postgres(PostgresWriter),
+    Sqlite(SqliteWriter),
+}
+
+/// Calls the method of the same name on whichever database there is.
+macro_rules! forward {
+    ($on:expr, $kind:ident, $method:ident($($arg:expr),*)) => {
+        match $on {
+            $kind::Postgres(inner) => inner.$method($($arg),*).await,
+            $kind::Sqlite(inner) => inner.$method($($arg),*).await,
+        }
+    };
+}
+
+impl Store {
+    /// Connects, and proves by one query that the database answers.
+    pub async fn connect(config: &StoreConfig) -> Result<Self> {
+        match config {
+            StoreConfig::Postgres(config) => Ok(Self::Postgres(Postgres::connect(config).await?)),
+            StoreConfig::Sqlite(config) => Ok(Self::Sqlite(Sqlite::connect(config).await?)),
+        }
+    }
+
+    /// Lays or renews the tables. Several nodes may do so at once.
+    pub async fn migrate(&self) -> Result<()> {
+        forward!(self, Store, migrate())
+    }
+
+    pub async fn schema(&self) -> Result<Schema> {
+        forward!(self, Store, schema())
+    }
+
+    /// One round trip.
+    pub async fn ping(&self) -> Result<()> {
+        forward!(self, Store, ping())
+    }
+
+    /// Identifies this copy of the data; renewed after a restore that may have lost commits.
+    pub async fn epoch(&self) -> Result<Uuid> {
+        forward!(self, Store, epoch())
+    }
+
+    /// Takes the lock that says "this store's only node" for the life of the process; false if
+    /// another node holds it.
+    pub async fn lock_single_node(&self) -> Result<bool> {
+        forward!(self, Store, lock_single_node())
+    }
+
+    /// How many connections of the reading pool are in use and idle.
+    pub fn pool_use(&self) -> (usize, usize) {
+        match self {
+            Self::Postgres(inner) => inner.pool_use(),
+            Self::Sqlite(inner) => inner.pool_use(),
+        }
+    }
+
+    /// How many lanes this store can use at once; SQLite has one writer.
+    pub fn max_lanes(&self) -> usize {
+        match self {
+            Self::Postgres(_) => usize::MAX,
+            Self::Sqlite(_) => 1,
+        }
+    }
+
+    pub fn writer(&self) -> Writer {
+        match self {
+            Self::Postgres(inner) => Writer::Postgres(inner.writer()),
+            Self::Sqlite(inner) => Writer::Sqlite(inner.writer()),
+        }
+    }
+
+    pub async fn close(&self) {
+        forward!(self, Store, close())
+    }
+
+    // ---- reading, as a member ----
+
+    /// None if there is no such conversation or `user` is not a member.
+    pub async fn conversation(
+        &self,
+        user: UserId,
+        id: ConversationId,
+    ) -> Result<Option<Conversation>> {
+        forward!(self, Store, conversation(user, id))
+    }
+
+    /// Newest activity first, at most `limit`, and where the list goes on.
+    pub async fn conversations(
+        &self,
+        user: UserId,
+        limit: u32,
+        after: Option<ConversationCursor>,
+    ) -> Result<(Vec<Conversation>, Option<ConversationCursor>)> {
+        forward!(self, Store, conversations(user, limit, after))
+    }
+
+    /// Present members in order of user id after `after`, at most `limit`; None if `user` is not
+    /// a member.
+    pub async fn participants(
+        &self,
+        user: UserId,
+        id: ConversationId,
+        limit: u32,
+        after: Option<UserId>,
+    ) -> Result<Option<Vec<Member>>> {
+        forward!(self, Store, participants(user, id, limit, after))
+    }
+
+    pub async fn history(
+        &self,
+        user: UserId,
+        id: ConversationId,
+        page: HistoryPage,
+    ) -> Result<History> {
+        forward!(self, Store, history(user, id, page))
+    }
+
+    /// Those of `others` with whom `user` is in a conversation now, and `user` himself if named.
+    pub async fn acquainted(&self, user: UserId, others: &[UserId]) -> Result<Vec<UserId>> {
+        forward!(self, Store, acquainted(user, others))
+    }
+
+    // ---- dispatch ----
+
+    /// Members and recent leavers with the version they belong to, in one snapshot; None if there
+    /// is no such conversation.
+    pub async fn members(&self, id: ConversationId) -> Result<Option<Members>> {
+        forward!(self, Store, members(id))
+    }
+
+    /// The conversation as events show it: without anyone's own state; members if not too many.
+    pub async fn conversation_for_event(&self, id: ConversationId) -> Result<Option<Conversation>> {
+        forward!(self, Store, conversation_for_event(id))
+    }
+
+    /// Messages by id as they are now, in no particular order; absent ones are left out. Tells
+    /// the outcome of a commit that was cut off, too.
+    pub async fn messages(&self, ids: &[MessageId]) -> Result<Vec<Message>> {
+        forward!(self, Store, messages(ids))
+    }
+
+    /// Deletes the outbox rows, and makes a laggard, due at once, of each member at commit who is
+    /// still one and who lacks a message of others among them (`settled_seq` behind it). Also
+    /// moves the `settled_seq` of members who are far behind only by their own messages.
+    pub async fn settle_outbox(&self, rows: &[OutboxId]) -> Result<()> {
+        forward!(self, Store, settle_outbox(rows))
+    }
+
+    /// Takes over outbox rows whose lease ran out, oldest first.
+    pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OutboxRow>> {
+        forward!(self, Store, claim_outbox(limit, lease))
+    }
+
+    /// Rows in the outbox, and the age of the oldest.
+    pub async fn outbox_state(&self) -> Result<(i64, Duration)> {
+        forward!(self, Store, outbox_state())
+    }
+
+    // ---- settle and reconcile ----
+
+    /// Moves the watermarks by proven runs, one statement for all of them, rows locked in
+    /// (conversation, user) order; one outcome per run, in the order given. A laggard settled to
+    /// the last message from others is removed. Runs of one member do not overlap.
+    pub async fn settle(&self, runs: &[Run]) -> Result<Vec<Settled>> {
+        forward!(self, Store, settle(runs))
+    }
+
+    /// Claims due laggards, oldest first; those who turn out to lack nothing are removed.
+    pub async fn claim_laggards(&self, limit: u32, lease: Duration) -> Result<Vec<Laggard>> {
+        forward!(self, Store, claim_laggards(limit, lease))
+    }
+
+    /// Undeleted messages of others after `after`, oldest first, at most `limit`.
+    pub async fn lacking(
+        &self,
+        user: UserId,
+        id: ConversationId,
+        after: Seq,
+        limit: u32,
+    ) -> Result<Vec<Message>> {
+        forward!(self, Store, lacking(user, id, after, limit))
+    }
+
+    /// Gives claimed laggards back, due again after `delay`, and counts the try.
+    pub async fn postpone_laggards(
+        &self,
+        laggards: &[(UserId, ConversationId, Duration)],
+    ) -> Result<()> {
+        forward!(self, Store, postpone_laggards(laggards))
+    }
+
+    /// Makes what these users lack due now, if it is known to be lacking already.
+    pub async fn hasten_laggards(&self, users: &[UserId]) -> Result<()> {
+        forward!(self, Store, hasten_laggards(users))
+    }
+
+    /// Rows among the laggards, and how long the one most overdue has been due.
+    pub async fn laggards_state(&self) -> Result<(i64, Duration)> {
+        forward!(self, Store, laggards_state())
+    }
+}
+
+impl Writer {
+    /// Commits a batch in ONE statement: duplicates first, then membership and rights, then
+    /// conversations locked in id order, seqs, messages and the outbox row. One outcome per
+    /// message, in the order given. The batch holds no two messages with the same (`sender_id`,
+    /// `client_message_id`).
+    ///
+    /// After an error with `maybe_done` look the ids up by [`Store::messages`] before answering.
+    pub async fn send(
+        &mut self,
+        batch: &[NewMessage],
+        outbox: OutboxLease,
+    ) -> Result<Vec<SendOutcome>> {
+        forward!(self, Writer, send(batch, outbox))
+    }
+
+    /// Makes one change in one transaction, with its outbox row if something changed.
+    pub async fn change(
+        &mut self,
+        id: ConversationId,
+        change: &Change,
+        max_group_size: usize,
+        outbox: OutboxLease,
+    ) -> Result<ChangeOutcome> {
+        forward!(self, Writer, change(id, change, max_group_size, outbox))
+    }
+}

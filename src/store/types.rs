@@ -1,0 +1,249 @@
+//! What goes into the store and what comes out of it; nothing here knows SQL.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
+use crate::protocol::model::{Kind, Mention, Message, MessageType, Role};
+
+/// A message to be stored, valid in itself; whether the sender may send is judged by the statement.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    pub id: MessageId,
+    pub conversation_id: ConversationId,
+    pub sender_id: UserId,
+    pub client_message_id: Option<String>,
+    /// SHA-256 over what was sent: the same `client_message_id` with another hash is refused.
+    pub body_hash: [u8; 32],
+    pub message_type: MessageType,
+    pub content: String,
+    pub parent_message_id: Option<MessageId>,
+    pub mentions: Option<Vec<Mention>>,
+    pub metadata: Option<serde_json::Value>,
+}
+
+/// The outbox row of a write batch: its id, and for how long the writing node dispatches alone.
+#[derive(Clone, Copy, Debug)]
+pub struct OutboxLease {
+    pub id: OutboxId,
+    pub lease: Duration,
+}
+
+/// What became of one message of a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SendOutcome {
+    Stored(Stored),
+    /// Sent before with the same body: the first message as it is now, whatever happened to it or
+    /// to the sender's rights since.
+    Duplicate(Box<Message>),
+    /// The `client_message_id` was used before with another body.
+    DifferentBody,
+    /// No such conversation, or the sender is not a member: no difference is shown.
+    NotFound,
+    /// A member without `can_send_messages`.
+    Forbidden,
+    /// The parent is not a message of this conversation that the sender can see.
+    ParentNotFound,
+    /// The parent was deleted.
+    ParentDeleted,
+    /// Someone mentioned is not a member.
+    MentionNotMember,
+    /// The conversation's members changed between judging and locking: judge again.
+    Again,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stored {
+    pub seq: Seq,
+    pub created_at: Timestamp,
+    pub members_version: i64,
+}
+
+/// A change of a conversation or of its members. Each takes one seq.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// `members` without the creator, who becomes owner. A direct one has exactly one other
+    /// member and exists once per pair.
+    Create {
+        kind: Kind,
+        title: Option<String>,
+        created_by: UserId,
+        members: Vec<UserId>,
+    },
+    /// By an owner or admin of a group. Present members are left as they are.
+    AddMembers { by: UserId, user_ids: Vec<UserId>, with_history: bool },
+    /// By an owner or admin (an admin removes members only), or oneself (leaving). The last
+    /// owner's leaving makes the oldest admin, else the oldest member, owner.
+    RemoveMember { by: UserId, user_id: UserId },
+    /// By an owner or admin; roles are given and owners touched by owners only.
+    SetMember { by: UserId, user_id: UserId, role: Option<Role>, can_send_messages: Option<bool> },
+    /// By an owner or admin of a group.
+    SetTitle { by: UserId, title: Option<String> },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChangeOutcome {
+    Changed(Changed),
+    /// Nothing to do; for a direct conversation that exists already, its id.
+    Unchanged(ConversationId),
+    /// No such conversation, or the asking user is not a member.
+    NotFound,
+    /// The asking user is a member without the right.
+    Forbidden,
+    /// The user to be changed is not a member.
+    MemberNotFound,
+    /// The group would have more than `max_group_size` members.
+    TooLarge,
+    /// Direct conversations have fixed members and no title.
+    Direct,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Changed {
+    pub conversation_id: ConversationId,
+    pub seq: Seq,
+    pub at: Timestamp,
+    pub members_version: i64,
+}
+
+/// The members of a conversation with those who left in the last ten minutes, read in one
+/// snapshot with the version they belong to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Members {
+    pub version: i64,
+    pub members: Vec<MemberState>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberState {
+    pub user_id: UserId,
+    pub joined_seq: Seq,
+    pub left_seq: Option<Seq>,
+    pub muted_until: Option<Timestamp>,
+}
+
+impl MemberState {
+    /// Whether the event of `seq` is theirs to see: a leaver gets his own removal, nothing after.
+    pub fn sees(&self, seq: Seq) -> bool {
+        self.joined_seq <= seq && self.left_seq.is_none_or(|left| seq <= left)
+    }
+}
+
+/// What kind of change an outbox entry or an offline record tells of. The numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChangeKind {
+    MessageCreated,
+    MessageEdited,
+    MessageDeleted,
+    ConversationUpdated,
+}
+
+impl ChangeKind {
+    pub fn code(self) -> i16 {
+        match self {
+            Self::MessageCreated => 0,
+            Self::MessageEdited => 1,
+            Self::MessageDeleted => 2,
+            Self::ConversationUpdated => 3,
+        }
+    }
+
+    pub fn from_code(code: i16) -> Option<Self> {
+        Some(match code {
+            0 => Self::MessageCreated,
+            1 => Self::MessageEdited,
+            2 => Self::MessageDeleted,
+            3 => Self::ConversationUpdated,
+            _ => return None,
+        })
+    }
+}
+
+/// An outbox row whose lease ran out, claimed for dispatch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboxRow {
+    pub id: OutboxId,
+    pub entries: Vec<OutboxEntry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OutboxEntry {
+    pub conversation_id: ConversationId,
+    /// None for a change of the conversation itself.
+    pub message_id: Option<MessageId>,
+    pub seq: Seq,
+    pub kind: ChangeKind,
+}
+
+/// How a run was proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// By one of the user's devices: moves `delivered_seq` and `settled_seq`.
+    Device,
+    /// By the confirmation of the offline sink: moves `settled_seq` only.
+    Offline,
+}
+
+/// A stretch of consecutive seqs `lo..=hi` proven for one user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub conversation_id: ConversationId,
+    pub user_id: UserId,
+    pub lo: Seq,
+    pub hi: Seq,
+    pub proof: Proof,
+}
+
+/// What became of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// `settled_seq` is at least `hi` now. With `delivered_from`, the run moved `delivered_seq`
+    /// and is new from there on.
+    Moved { delivered_from: Option<Seq> },
+    /// An undeleted message of others lies between `settled_seq` and `lo`: offer it again.
+    Waits,
+    /// The user is not a member any more, or `hi` is above the log's head.
+    Refused,
+}
+
+/// A member who is behind, claimed by this node until its lease runs out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Laggard {
+    pub user_id: UserId,
+    pub conversation_id: ConversationId,
+    pub tries: i32,
+    /// The user's `settled_seq`.
+    pub settled_seq: Seq,
+    /// The highest seq of an undeleted message of others that he lacks.
+    pub last_seq: Seq,
+    /// How long the oldest message he lacks has been stored, by the store's clock.
+    pub age: Duration,
+    /// How many he lacks, counted up to 101.
+    pub behind: i64,
+    pub muted_until: Option<Timestamp>,
+}
+
+/// Which page of a conversation's history.
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryPage {
+    /// Messages older than this one; None for the newest.
+    pub before: Option<MessageId>,
+    pub limit: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum History {
+    /// Newest first.
+    Page { messages: Vec<Message>, has_more: bool },
+    /// No such conversation, or not a member.
+    NotFound,
+    /// `before` is no message of this conversation that the user can see.
+    MessageNotFound,
+}
+
+/// Where a list of conversations goes on: after this one, in order of activity.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ConversationCursor {
+    pub last_activity_at: Timestamp,
+    pub id: ConversationId,
+}
