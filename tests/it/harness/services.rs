@@ -7,7 +7,10 @@ pub fn postgres() -> Option<String> {
 
 /// A test that could not run must never look like one that passed: without the variable it fails,
 /// unless the run was asked to be embedded only.
-#[expect(clippy::disallowed_methods, reason = "tests have no config to read the environment for them")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests have no config to read the environment for them"
+)]
 fn address(variable: &str) -> Option<String> {
     if let Ok(address) = std::env::var(variable) {
         return Some(address);

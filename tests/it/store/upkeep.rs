@@ -30,18 +30,29 @@ pub async fn an_outbox_row_is_claimed_when_its_lease_runs_out(f: Arc<Fixture>) {
     let id = f.group(ann, &[ben]).await;
     let created = f.store.claim_outbox(10, LONG).await.unwrap();
     assert_eq!(created.len(), 1);
-    let of_creation =
-        OutboxEntry { conversation_id: id, message_id: None, seq: 1, kind: ChangeKind::ConversationUpdated };
+    let of_creation = OutboxEntry {
+        conversation_id: id,
+        message_id: None,
+        seq: 1,
+        kind: ChangeKind::ConversationUpdated,
+    };
     assert_eq!(created[0].entries, [of_creation]);
     // It is ours now.
     assert_eq!(f.store.claim_outbox(10, LONG).await.unwrap(), []);
 
-    let held = OutboxLease { id: OutboxId::random(), lease: LONG };
+    let held = OutboxLease {
+        id: OutboxId::random(),
+        lease: LONG,
+    };
     let batch = [message(id, ann, "a"), message(id, ben, "b")];
     for outcome in f.store.writer().send(&batch, held).await.unwrap() {
         stored(&outcome);
     }
-    assert_eq!(f.store.claim_outbox(10, LONG).await.unwrap(), [], "its node still dispatches it");
+    assert_eq!(
+        f.store.claim_outbox(10, LONG).await.unwrap(),
+        [],
+        "its node still dispatches it"
+    );
 
     let mut rows = Vec::new();
     for _ in 0..3 {
@@ -49,7 +60,11 @@ pub async fn an_outbox_row_is_claimed_when_its_lease_runs_out(f: Arc<Fixture>) {
     }
     let first = f.store.claim_outbox(2, LONG).await.unwrap();
     let ids: Vec<_> = first.iter().map(|row| row.id).collect();
-    assert_eq!(ids, [rows[0].0, rows[1].0], "the oldest first, as many as asked for");
+    assert_eq!(
+        ids,
+        [rows[0].0, rows[1].0],
+        "the oldest first, as many as asked for"
+    );
     let entry = first[0].entries[0];
     assert_eq!((entry.conversation_id, entry.seq), (id, rows[0].1));
     assert_eq!(entry.kind, ChangeKind::MessageCreated);
@@ -70,7 +85,11 @@ pub async fn laggards_are_those_behind_and_nobody_else(f: Arc<Fixture>) {
     let id = f.group(ann, &[ben, cat, dan]).await;
     let creation = f.store.claim_outbox(1, LONG).await.unwrap().remove(0);
     f.store.settle_outbox(&[creation.id]).await.unwrap();
-    assert_eq!(f.laggards().await, 0, "changes of the conversation make nobody a laggard");
+    assert_eq!(
+        f.laggards().await,
+        0,
+        "changes of the conversation make nobody a laggard"
+    );
 
     let (outbox, seq) = f.say_in_outbox(id, ann, "x").await;
     f.settle_one(by_device(id, ben, seq, seq)).await;
@@ -82,13 +101,30 @@ pub async fn laggards_are_those_behind_and_nobody_else(f: Arc<Fixture>) {
     assert_eq!(found.len(), 1, "{found:?}");
     let laggard = &found[0];
     assert_eq!((laggard.user_id, laggard.conversation_id), (cat, id));
-    assert_eq!((laggard.settled_seq, laggard.last_seq, laggard.behind), (1, seq, 1));
+    assert_eq!(
+        (laggard.settled_seq, laggard.last_seq, laggard.behind),
+        (1, seq, 1)
+    );
     assert_eq!((laggard.tries, laggard.muted_until), (0, None));
     assert!(laggard.age < LONG);
 
-    let lacking = f.store.lacking(cat, id, laggard.settled_seq, 10).await.unwrap();
-    assert_eq!(lacking.iter().map(|message| message.seq).collect::<Vec<_>>(), [seq]);
-    assert_eq!(f.store.lacking(ann, id, 1, 10).await.unwrap(), [], "his own he does not lack");
+    let lacking = f
+        .store
+        .lacking(cat, id, laggard.settled_seq, 10)
+        .await
+        .unwrap();
+    assert_eq!(
+        lacking
+            .iter()
+            .map(|message| message.seq)
+            .collect::<Vec<_>>(),
+        [seq]
+    );
+    assert_eq!(
+        f.store.lacking(ann, id, 1, 10).await.unwrap(),
+        [],
+        "his own he does not lack"
+    );
 }
 
 pub async fn a_laggard_is_claimed_once_and_goes_when_settled(f: Arc<Fixture>) {
@@ -114,12 +150,21 @@ pub async fn a_laggard_is_claimed_once_and_goes_when_settled(f: Arc<Fixture>) {
     }
     let claimed = claiming.join_all().await.concat();
     assert_eq!(claimed.len(), 20);
-    assert_eq!(claimed.iter().collect::<BTreeSet<_>>(), others.iter().collect());
+    assert_eq!(
+        claimed.iter().collect::<BTreeSet<_>>(),
+        others.iter().collect()
+    );
 
     // Part of the way is not all of it.
-    assert!(matches!(f.settle_one(by_device(id, others[0], first, first)).await, Settled::Moved { .. }));
+    assert!(matches!(
+        f.settle_one(by_device(id, others[0], first, first)).await,
+        Settled::Moved { .. }
+    ));
     assert_eq!(f.laggards().await, 20);
-    let runs: Vec<_> = others.iter().map(|user| by_offline(id, *user, first, last)).collect();
+    let runs: Vec<_> = others
+        .iter()
+        .map(|user| by_offline(id, *user, first, last))
+        .collect();
     f.settle(&runs).await;
     assert_eq!(f.laggards().await, 0);
 }
@@ -129,13 +174,28 @@ pub async fn laggards_wait_and_are_hastened(f: Arc<Fixture>) {
     let id = f.group(ann, &[ben, cat]).await;
     let seq = say_to_nobody(&f, id, ann).await;
     assert_eq!(claim(&f).await.len(), 2);
-    f.store.postpone_laggards(&[(ben, id, LONG), (cat, id, Duration::ZERO)]).await.unwrap();
+    f.store
+        .postpone_laggards(&[(ben, id, LONG), (cat, id, Duration::ZERO)])
+        .await
+        .unwrap();
     let found = claim(&f).await;
-    assert_eq!(found.iter().map(|l| (l.user_id, l.tries)).collect::<Vec<_>>(), [(cat, 1)]);
+    assert_eq!(
+        found
+            .iter()
+            .map(|l| (l.user_id, l.tries))
+            .collect::<Vec<_>>(),
+        [(cat, 1)]
+    );
 
     f.store.hasten_laggards(&[ben, user()]).await.unwrap();
     let found = claim(&f).await;
-    assert_eq!(found.iter().map(|l| (l.user_id, l.tries)).collect::<Vec<_>>(), [(ben, 1)]);
+    assert_eq!(
+        found
+            .iter()
+            .map(|l| (l.user_id, l.tries))
+            .collect::<Vec<_>>(),
+        [(ben, 1)]
+    );
     assert_eq!(found[0].last_seq, seq);
     let (count, overdue) = f.store.laggards_state().await.unwrap();
     assert_eq!(count, 2);
@@ -153,7 +213,10 @@ pub async fn one_who_lacks_nothing_any_more_is_no_laggard(f: Arc<Fixture>) {
     f.delete_messages(deleted).await;
     let found = claim(&f).await;
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!((found[0].user_id, found[0].last_seq, found[0].behind), (ben, kept, 1));
+    assert_eq!(
+        (found[0].user_id, found[0].last_seq, found[0].behind),
+        (ben, kept, 1)
+    );
     f.settle_one(by_device(id, ben, kept, kept)).await;
     assert_eq!(f.laggards().await, 0);
 
@@ -169,10 +232,14 @@ pub async fn a_long_monologue_makes_no_laggard_of_its_author(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
     for _ in 0..4 {
-        let outbox = OutboxLease { id: OutboxId::random(), lease: Duration::ZERO };
+        let outbox = OutboxLease {
+            id: OutboxId::random(),
+            lease: Duration::ZERO,
+        };
         let batch: Vec<_> = (0..200).map(|_| message(id, ann, "x")).collect();
         f.store.writer().send(&batch, outbox).await.unwrap();
-        f.settle_one(by_device(id, ben, 2, f.see(ben, id).await.last_seq)).await;
+        f.settle_one(by_device(id, ben, 2, f.see(ben, id).await.last_seq))
+            .await;
         f.store.settle_outbox(&[outbox.id]).await.unwrap();
     }
     assert_eq!(f.laggards().await, 0);
@@ -180,14 +247,23 @@ pub async fn a_long_monologue_makes_no_laggard_of_its_author(f: Arc<Fixture>) {
     let last = say_to_nobody(&f, id, ben).await;
     let found = claim(&f).await;
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!((found[0].user_id, found[0].last_seq, found[0].behind), (ann, last, 1));
+    assert_eq!(
+        (found[0].user_id, found[0].last_seq, found[0].behind),
+        (ann, last, 1)
+    );
     // Her own messages moved the line, so that no look is long.
-    assert!(found[0].settled_seq > last - 200, "{}", found[0].settled_seq);
+    assert!(
+        found[0].settled_seq > last - 200,
+        "{}",
+        found[0].settled_seq
+    );
 }
 
 pub async fn the_tables_are_laid_once_however_many_try(f: Arc<Fixture>) {
     let empty = f.another().await;
-    assert!(matches!(empty.store.schema().await.unwrap(), Schema::Behind { missing } if missing > 0));
+    assert!(
+        matches!(empty.store.schema().await.unwrap(), Schema::Behind { missing } if missing > 0)
+    );
     let mut laying = JoinSet::new();
     for _ in 0..4 {
         let store = Store::connect(&empty.config).await.unwrap();
@@ -204,7 +280,10 @@ pub async fn the_tables_are_laid_once_however_many_try(f: Arc<Fixture>) {
 
 pub async fn one_process_holds_the_single_node_lock(f: Arc<Fixture>) {
     assert!(f.store.lock_single_node().await.unwrap());
-    assert!(f.store.lock_single_node().await.unwrap(), "it is ours already");
+    assert!(
+        f.store.lock_single_node().await.unwrap(),
+        "it is ours already"
+    );
     let second = Store::connect(&f.config).await.unwrap();
     assert!(!second.lock_single_node().await.unwrap());
     f.store.close().await;
