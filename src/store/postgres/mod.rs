@@ -11,7 +11,7 @@ mod laggards;
 mod messages;
 mod outbox;
 mod receipts;
-mod sql;
+pub mod sql;
 mod writer;
 
 use std::collections::HashSet;
@@ -238,6 +238,9 @@ fn settings(options: PgConnectOptions) -> PgConnectOptions {
         ("enable_seqscan", "off"),
         ("enable_hashjoin", "off"),
         ("enable_mergejoin", "off"),
+        // A bitmap is made whole before its first row is looked at, and nearly all looks stop at
+        // the first row.
+        ("enable_bitmapscan", "off"),
         // Acknowledged is durable, whatever the server's default.
         ("synchronous_commit", "on"),
         ("statement_timeout", STATEMENT_LIMIT),
