@@ -247,6 +247,11 @@ fn settings(options: PgConnectOptions) -> PgConnectOptions {
         ("lock_timeout", LOCK_LIMIT),
         // Should this side be gone in the middle of a transaction, its locks go, too.
         ("idle_in_transaction_session_timeout", STATEMENT_LIMIT),
+        // So that the server notices within half a minute when this machine is gone without a word,
+        // and frees what its sessions hold: the single node lock, too.
+        ("tcp_keepalives_idle", "15"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
     ])
 }
 

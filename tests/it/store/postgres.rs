@@ -254,7 +254,7 @@ async fn a_lane_goes_on_after_its_connection_was_cut(f: Arc<Fixture>) {
     let mut other = connection(&f).await;
     execute(
         &mut other,
-        "select pg_terminate_backend(pid) from pg_stat_activity
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity
          where datname = current_database() and pid <> pg_backend_pid()",
     )
     .await;
