@@ -283,7 +283,7 @@ mod tests {
         let both = || {
             tracing::debug!("ours");
             tracing::debug!(target: "hyper", "theirs");
-            tracing::info!(target: "hyper", "important");
+            tracing::warn!(target: "hyper", "important");
         };
         let text = log("debug", LogFormat::Json, both);
         assert!(text.contains("ours") && text.contains("important"), "{text}");

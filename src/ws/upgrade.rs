@@ -52,7 +52,10 @@ pub fn upgrade(
         };
         place.0.metrics.sockets.handshake.record(started.elapsed());
         let stream = parts.io.into_inner();
-        session::run(place.0.clone(), stream, parts.read_buf, opening).await;
+        // Copied, mostly nothing: the original holds hyper's whole buffer.
+        let early = Bytes::copy_from_slice(&parts.read_buf);
+        drop(parts.read_buf);
+        session::run(place.0.clone(), stream, early, opening).await;
     });
     let (mut head, _) = response.into_parts();
     if full {
