@@ -10,6 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+const GUARD_EVERY: Duration = Duration::from_secs(1);
+
 /// Tasks that end together.
 #[derive(Clone)]
 pub struct Stage {
@@ -32,6 +34,24 @@ impl Stage {
         self.tasks.spawn(async move {
             work.await;
             drop(watch);
+        });
+    }
+
+    /// Watches the tasks that others have put on this stage's tracker by themselves: one that ends
+    /// unasked is a fault, too. Called when all of them have been started.
+    pub fn guard(&self) {
+        let (stage, tasks) = (self.clone(), self.tasks.len());
+        self.spawn("guard", async move {
+            let mut ticks = tokio::time::interval(GUARD_EVERY);
+            loop {
+                tokio::select! {
+                    () = stage.stop.cancelled() => return,
+                    _ = ticks.tick() => {}
+                }
+                if stage.tasks.len() < tasks + 1 {
+                    return;
+                }
+            }
         });
     }
 
