@@ -1,7 +1,25 @@
-//! Tidings.
+//! Tidings: a horizontally sharded real-time messaging service.
+//!
+//! A message's way: `http` or `ws` takes it in, `write_path` commits it to the `store`, answers,
+//! and dispatches it: by the `bus` to members who are online on any node, whose `ws` hub delivers
+//! it, or to the `offline` sink for those who are not, as `presence` tells. What was delivered is
+//! proven back into the `store`. `app` builds the parts and decides their order of death.
+//!
+//! Direction: `main -> app -> http -> ws -> write_path -> {store, bus, presence, offline}`, and all
+//! `-> {protocol, ids, clock, config, telemetry}`; never back, never sideways.
 
+pub mod app;
+pub mod auth;
+pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod http;
 pub mod ids;
+pub mod offline;
+pub mod presence;
 pub mod protocol;
+pub mod shutdown;
 pub mod store;
+pub mod telemetry;
+pub mod write_path;
+pub mod ws;

@@ -18,8 +18,13 @@ create table conversations (
     created_at timestamptz not null,
     last_seq int8 not null,
     info_seq int8 not null,
+    -- Raised by each change of membership, role or permission, in its transaction: a send judged
+    -- under an older version is judged again.
     members_version int8 not null,
+    -- Present members; changed only by who holds this row's lock.
+    member_count int4 not null,
     last_message_id uuid,
+    -- Of the last message, or the creation; whole milliseconds, as list cursors carry it.
     last_activity_at timestamptz not null
 ) with (fillfactor = 50);
 
@@ -68,7 +73,8 @@ create table messages (
 create unique index messages_client_id on messages (sender_id, client_message_id)
     where client_message_id is not null;
 create index messages_change on messages (conversation_id, change_seq);
-create index messages_parent on messages (parent_message_id) where parent_message_id is not null;
+create index messages_parent on messages (parent_message_id, seq)
+    where parent_message_id is not null;
 
 create table message_edits (
     message_id uuid not null,
@@ -103,6 +109,7 @@ create table outbox (
     seqs int8[] not null,
     kinds int2[] not null
 );
+create index outbox_lease on outbox (lease_until);
 
 -- Who is behind: the work list of Reconcile, bounded by members, not by messages.
 create table laggards (
@@ -111,6 +118,9 @@ create table laggards (
     due_at timestamptz not null,
     lease_until timestamptz,
     tries int4 not null default 0,
+    -- The highest seq that made him one. A statement that does not see the log up to here must not
+    -- conclude from what it sees that he lacks nothing.
+    last_seq int8 not null,
     primary key (user_id, conversation_id)
 );
 create index laggards_due on laggards (due_at);

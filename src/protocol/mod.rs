@@ -1,3 +1,7 @@
-//! The wire: what stands in frames and bodies. Pure: no tokio, no I/O.
+//! The wire: what stands in frames and bodies. Pure: no tokio, no I/O; knows only ids and time.
 
+pub mod code;
+pub mod command;
+pub mod event;
 pub mod model;
+pub mod problem;

@@ -15,6 +15,9 @@ pub enum StoreError {
     /// A row that does not convert: page someone.
     #[error("the store holds a value that cannot be read: {table}.{column} of {id}")]
     Corrupt { table: &'static str, column: &'static str, id: String },
+    /// The server is there but does not let us in (password, unknown database): tell the operator.
+    #[error("the database does not let us in: {0}")]
+    Login(sqlx::Error),
     /// The statement itself is refused (missing table, missing right): page someone.
     #[error("the store refused a statement: {0}")]
     Refused(sqlx::Error),
@@ -32,6 +35,7 @@ impl StoreError {
             Self::Unavailable { .. } => "unavailable",
             Self::Conflict(_) => "conflict",
             Self::Corrupt { .. } => "corrupt",
+            Self::Login(_) => "login",
             Self::Refused(_) => "refused",
         }
     }

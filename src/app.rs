@@ -1,0 +1,364 @@
+//! The composition root: builds each part once, starts its tasks, decides their order of death.
+//! Only this module sees everything; nothing imports it but `main` and the tests.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Authenticator;
+use crate::bus::Bus;
+use crate::config::{BusConfig, Config, OfflineConfig, StoreConfig};
+use crate::http::{self, Door, Server};
+use crate::offline::Offline;
+use crate::presence::Presence;
+use crate::protocol::code::CloseCode;
+use crate::protocol::event::Limits;
+use crate::shutdown::Stage;
+use crate::store::{Schema, Store};
+use crate::telemetry::{self, Metrics};
+use crate::write_path::dispatcher::Dispatcher;
+use crate::write_path::lane::Lane;
+use crate::write_path::members::MembersCache;
+use crate::write_path::proofs::Proofs;
+use crate::write_path::{LANE_QUEUE, WritePath, outbox, reconcile};
+use crate::ws::hub::Hub;
+use crate::ws::{Node, heartbeat};
+
+/// Committed batches that may wait for their dispatch; beyond, the lane waits.
+const DISPATCH_QUEUE: usize = 64;
+/// On top of the grace: how long an outbox row is this node's alone.
+const OUTBOX_LEASE_SPARE: Duration = Duration::from_secs(10);
+/// How long each stage may take to end.
+const STAGE_LIMIT: Duration = Duration::from_secs(10);
+/// Sockets are closed in steps of this length.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+/// Behind the open sockets' `accept`: a storm of reconnects waits in the kernel.
+const BACKLOG: u32 = 4_096;
+
+pub struct App {
+    node: Arc<Node>,
+    addr: SocketAddr,
+    admin_addr: Option<SocketAddr>,
+    stages: Stages,
+    /// Set by a task that ended unasked.
+    fault: CancellationToken,
+}
+
+/// In the order in which they end.
+struct Stages {
+    listeners: Stage,
+    lanes: Stage,
+    dispatch: Stage,
+    proofs: Stage,
+    outbox: Stage,
+    presence: Stage,
+    bus: Stage,
+    offline: Stage,
+}
+
+impl Stages {
+    fn new(fault: &CancellationToken) -> Self {
+        let stage = |name| Stage::new(name, fault.clone());
+        Self {
+            listeners: stage("listeners"),
+            lanes: stage("lanes"),
+            dispatch: stage("dispatch"),
+            proofs: stage("proofs"),
+            outbox: stage("outbox"),
+            presence: stage("presence"),
+            bus: stage("bus"),
+            offline: stage("offline"),
+        }
+    }
+}
+
+impl App {
+    /// Connects, migrates where the settings say so, binds. An error names the setting at fault.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let fault = CancellationToken::new();
+        let stages = Stages::new(&fault);
+        let (metrics, exporter) = Metrics::new();
+        let store = open_store(&config).await?;
+        let store_epoch = store.epoch().await.context("the store's epoch")?;
+
+        let hub = Arc::new(Hub::new(metrics.clone()));
+        let bus_stage = &stages.bus;
+        let bus = Bus::connect(
+            &config.bus,
+            hub.clone(),
+            bus_stage.stop.clone(),
+            &bus_stage.tasks,
+        )
+        .await
+        .context("REDIS_URL")?;
+        let presence_stage = &stages.presence;
+        let presence = Presence::connect(
+            &config.presence,
+            presence_stage.stop.clone(),
+            &presence_stage.tasks,
+        )
+        .await
+        .context("REDIS_URL")?;
+        let offline_stage = &stages.offline;
+        let offline = Offline::connect(
+            &config.offline,
+            &metrics,
+            &offline_stage.tasks,
+        )
+        .await
+        .context(match config.offline {
+            OfflineConfig::Kafka { .. } => "KAFKA_BROKERS",
+            OfflineConfig::File { .. } => "DATA_DIR",
+        })?;
+
+        let proofs = Proofs::new(metrics.clone());
+        let (attempted, attempts) = mpsc::channel(outbox::ATTEMPTED_QUEUE);
+        let dispatcher = Arc::new(Dispatcher {
+            store: store.clone(),
+            members: MembersCache::new(store.clone()),
+            bus: bus.clone(),
+            presence: presence.clone(),
+            offline: offline.clone(),
+            proofs: proofs.clone(),
+            metrics: metrics.clone(),
+            attempted,
+            tasks: stages.dispatch.tasks.clone(),
+            hand_overs: Dispatcher::hand_over_bound(),
+        });
+        let lease = config.delivery.settle_grace + OUTBOX_LEASE_SPARE;
+        let mut lanes = Vec::new();
+        for _ in 0..config.write_lanes.min(store.max_lanes()) {
+            let (sender, requests) = mpsc::channel(LANE_QUEUE);
+            let (to_dispatcher, committed) = mpsc::channel(DISPATCH_QUEUE);
+            let lane = Lane {
+                store: store.clone(),
+                writer: store.writer(),
+                requests,
+                dispatcher: to_dispatcher,
+                lease,
+                max_group_size: config.limits.group_size,
+                metrics: metrics.clone(),
+            };
+            stages.lanes.spawn("lane", lane.run(stages.lanes.stop.clone()));
+            let stop = stages.dispatch.stop.clone();
+            stages.dispatch.spawn("dispatcher", dispatcher.clone().run(committed, stop));
+            lanes.push(sender);
+        }
+        let grace = config.delivery.settle_grace;
+        let stop = stages.proofs.stop.clone();
+        stages.proofs.spawn("proofs", proofs.clone().run(store.clone(), grace, stop));
+        let spawn = |task, work| stages.outbox.spawn(task, work);
+        let stop = || stages.outbox.stop.clone();
+        stages.outbox.spawn(
+            "settle",
+            outbox::settle_attempted(dispatcher.clone(), attempts, grace, stop()),
+        );
+        stages.outbox.spawn("sweep", outbox::sweep(dispatcher.clone(), lease, stop()));
+        spawn("reconcile", reconcile::run(dispatcher, config.delivery.clone(), stop()));
+
+        let node = Arc::new(Node {
+            limits: Limits {
+                max_frame_bytes: config.limits.frame_bytes,
+                max_content_bytes: config.limits.content_bytes,
+                max_metadata_bytes: config.limits.metadata_bytes,
+                max_group_size: config.limits.group_size,
+            },
+            auth: Authenticator::new(config.auth.clone()),
+            hub: hub.clone(),
+            bus,
+            presence,
+            store,
+            store_epoch,
+            offline,
+            write_path: WritePath::new(lanes, proofs, metrics.clone()),
+            metrics,
+            sessions: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            sockets: AtomicUsize::new(0),
+            config: config.clone(),
+        });
+        stages.listeners.spawn(
+            "heartbeat",
+            heartbeat::run(
+                hub,
+                config.ws.heartbeat_interval,
+                config.ws.heartbeat_timeout,
+                stages.listeners.stop.clone(),
+            ),
+        );
+        let upkeep = telemetry::run_upkeep(node.metrics.clone(), exporter.clone());
+        let stop = stages.offline.stop.clone();
+        stages.offline.spawn("upkeep", async move {
+            tokio::select! {
+                () = upkeep => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        stages.presence.spawn("re-register", re_register(node.clone(), presence_stage.stop.clone()));
+
+        let server = Arc::new(Server::new(node.clone(), exporter));
+        let (listener, addr) = bind(config.http.addr).context("SERVER_HOST, SERVER_PORT")?;
+        let stop = || stages.listeners.stop.clone();
+        stages.listeners.spawn("listener", http::serve(server.clone(), listener, Door::Main, stop()));
+        let mut admin_addr = None;
+        if let Some(addr) = config.http.admin_addr {
+            let (listener, addr) = bind(addr).context("ADMIN_ADDR")?;
+            admin_addr = Some(addr);
+            let serving = http::serve(server, listener, Door::Admin, stop());
+            stages.listeners.spawn("admin listener", serving);
+        }
+        Ok(Self { node, addr, admin_addr, stages, fault })
+    }
+
+    /// Where it listens; the port is known even if the settings left it open.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
+    }
+
+    /// For tests, which look at what is left over.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Serves until `stop` resolves, then drains. False if a task ended unasked or not in time.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> bool {
+        let faulty = tokio::select! {
+            () = stop => false,
+            () = self.fault.cancelled() => true,
+        };
+        tracing::info!(faulty, "stopping");
+        let drained = self.drain().await;
+        tracing::info!(drained, "stopped");
+        drained && !faulty
+    }
+
+    /// Listeners, sessions, write path, dispatcher, proofs, outbox, presence, bus, offline, store.
+    async fn drain(self) -> bool {
+        let Self { node, stages, .. } = self;
+        node.stopping.cancel();
+        tokio::time::sleep(node.config.drain.grace).await;
+        let mut ended = stages.listeners.end(STAGE_LIMIT).await;
+        close_sockets(&node).await;
+        node.sessions.close();
+        ended &= tokio::time::timeout(STAGE_LIMIT, node.sessions.wait()).await.is_ok();
+        for stage in [
+            stages.lanes,
+            stages.dispatch,
+            stages.proofs,
+            stages.outbox,
+        ] {
+            ended &= stage.end(STAGE_LIMIT).await;
+        }
+        node.presence.close().await;
+        ended &= stages.presence.end(STAGE_LIMIT).await;
+        ended &= stages.bus.end(STAGE_LIMIT).await;
+        node.offline.close().await;
+        ended &= stages.offline.end(STAGE_LIMIT).await;
+        node.store.close().await;
+        ended
+    }
+}
+
+/// Spread over `DRAIN_TIME`, so that those who come back do not come at once.
+async fn close_sockets(node: &Node) {
+    let sessions = node.hub.sessions();
+    let steps = (node.config.drain.time.as_millis() / DRAIN_STEP.as_millis()).max(1) as usize;
+    for part in sessions.chunks(sessions.len().div_ceil(steps).max(1)) {
+        part.iter().for_each(|session| session.queue.end(CloseCode::Restart));
+        tokio::time::sleep(DRAIN_STEP).await;
+    }
+    // Those that joined while the others were closed.
+    node.hub.for_each(|session| session.queue.end(CloseCode::Restart));
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let setting = match config.store {
+        StoreConfig::Postgres(_) => "DATABASE_URL",
+        StoreConfig::Sqlite(_) => "DATA_DIR",
+    };
+    let store = Store::connect(&config.store).await.context(setting)?;
+    if config.migrate_on_start {
+        store.migrate().await.context("the tables could not be laid")?;
+    }
+    match store.schema().await.context("the tables' version")? {
+        Schema::Behind { missing } => bail!(
+            "{setting}: the tables are {missing} migrations behind this release; \
+             run `tidings migrate`, or set MIGRATE_ON_START=true"
+        ),
+        Schema::Ahead => tracing::warn!("the tables are of a later release, which is fine"),
+        Schema::Current => {}
+    }
+    if matches!(config.bus, BusConfig::Local)
+        && !store.lock_single_node().await.context(setting)?
+    {
+        bail!(
+            "{setting}: another node works on this store, and nodes without REDIS_URL \
+             do not hear each other; set REDIS_URL on all of them"
+        );
+    }
+    Ok(store)
+}
+
+/// Connects and lays the tables; for `tidings migrate`.
+pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let store = Store::connect(&config.store).await.context("DATABASE_URL")?;
+    store.migrate().await.context("the tables could not be laid")?;
+    store.close().await;
+    Ok(())
+}
+
+fn bind(addr: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let socket = match addr {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+    };
+    // A node that is started again at once takes its own port back.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr).with_context(|| format!("{addr} cannot be listened on"))?;
+    let listener = socket.listen(BACKLOG)?;
+    let addr = listener.local_addr()?;
+    Ok((listener, addr))
+}
+
+/// A lease that ran out is never revived: the node has a new id, and all its sessions are
+/// registered again under it.
+async fn re_register(node: Arc<Node>, stop: CancellationToken) {
+    let mut leases = node.presence.lease_changes();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = leases.changed() => if changed.is_err() {
+                // A lease that never changes: there is nothing to do until the stop.
+                return stop.cancelled().await;
+            },
+        }
+        let node_id = *leases.borrow_and_update();
+        let sessions = node.hub.sessions();
+        let entries =
+            sessions.iter().map(|session| (session.user_id, session.entry(node_id))).collect();
+        match node.presence.register_many(entries).await {
+            Ok(registered) => {
+                for (session, registered) in sessions.iter().zip(registered) {
+                    if registered.younger {
+                        session.queue.end(CloseCode::Replaced);
+                    }
+                }
+                tracing::warn!(%node_id, sessions = sessions.len(), "a new lease, registered anew");
+            }
+            Err(error) => tracing::error!(%error, "sessions were not registered anew"),
+        }
+    }
+}

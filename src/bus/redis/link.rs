@@ -1,0 +1,150 @@
+//! The connection on which this node publishes; it comes back by itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::RedisResult;
+use redis::aio::MultiplexedConnection;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::connection::{Backoff, Connector, Live};
+use crate::bus::{BusError, Receivers};
+use crate::config::RedisConfig;
+
+/// For the replies to one pipeline.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A publisher waits for the first attempt to connect again, not for a longer outage.
+const SHORT_CUT: Duration = Duration::from_millis(500);
+
+#[derive(Clone)]
+enum State {
+    Up(Live),
+    Down { since: Instant },
+}
+
+pub(super) struct Link {
+    connector: Connector,
+    state: watch::Sender<State>,
+    reconnects: AtomicU64,
+}
+
+impl Link {
+    pub async fn connect(config: &RedisConfig) -> RedisResult<Self> {
+        let connector = Connector::new(config, RESPONSE_TIMEOUT, |_| {})?;
+        let live = connector.open().await?;
+        let state = watch::Sender::new(State::Up(live));
+        Ok(Self {
+            connector,
+            state,
+            reconnects: 0.into(),
+        })
+    }
+
+    /// Keeps the connection up until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.keep_up()).await;
+        self.state.send_replace(State::Down {
+            since: Instant::now(),
+        });
+    }
+
+    async fn keep_up(&self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let up = Instant::now();
+            let State::Up(live) = self.state.borrow().clone() else {
+                return;
+            };
+            live.lost.cancelled().await;
+            warn!("lost the connection to Redis for publishing");
+            self.state.send_replace(State::Down {
+                since: Instant::now(),
+            });
+            drop(live);
+            backoff.after(up.elapsed());
+            let live = self.connector.reopen(&mut backoff).await;
+            info!("publishing to Redis again");
+            self.reconnects.fetch_add(1, Ordering::Relaxed);
+            self.state.send_replace(State::Up(live));
+        }
+    }
+
+    /// The connection if it is up, without waiting.
+    pub fn now(&self) -> Option<MultiplexedConnection> {
+        match &*self.state.borrow() {
+            State::Up(live) => Some(live.connection.clone()),
+            State::Down { .. } => None,
+        }
+    }
+
+    async fn live(&self) -> Option<Live> {
+        let mut state = self.state.subscribe();
+        let since = match &*state.borrow() {
+            State::Up(live) => return Some(live.clone()),
+            State::Down { since } => *since,
+        };
+        let up = state.wait_for(|state| matches!(state, State::Up(_)));
+        match timeout_at(since + SHORT_CUT, up).await {
+            Ok(Ok(state)) => match &*state {
+                State::Up(live) => Some(live.clone()),
+                State::Down { .. } => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// One pipeline. None: the connection failed, and is being made again.
+    ///
+    /// It is not sent again on the new connection: a server that was only slow would get it twice,
+    /// and out of order with what the caller publishes meanwhile.
+    pub async fn publish<'a>(
+        &self,
+        chunk: impl Iterator<Item = (String, &'a Bytes)>,
+    ) -> Option<Vec<Receivers>> {
+        let mut pipeline = redis::Pipeline::with_capacity(chunk.size_hint().0);
+        for (channel, bytes) in chunk {
+            pipeline.cmd("PUBLISH").arg(channel).arg(bytes.as_ref());
+        }
+        let replies: Vec<RedisResult<u32>> = self.query(pipeline.ignore_errors()).await.ok()?;
+        let receivers =
+            |reply: RedisResult<u32>| reply.map_or(Receivers::Unknown, Receivers::Count);
+        Some(replies.into_iter().map(receivers).collect())
+    }
+
+    pub async fn ping(&self) -> Result<(), BusError> {
+        let mut pipeline = redis::pipe();
+        let replies: Vec<RedisResult<String>> =
+            self.query(pipeline.cmd("PING").ignore_errors()).await?;
+        for reply in replies {
+            reply.map_err(|error| BusError::Unavailable(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// With `ignore_errors`, so that an error here is one of the connection.
+    async fn query<T: redis::FromRedisValue>(
+        &self,
+        pipeline: &redis::Pipeline,
+    ) -> Result<T, BusError> {
+        let Some(mut live) = self.live().await else {
+            return Err(BusError::Unavailable(
+                "there is no connection to Redis".into(),
+            ));
+        };
+        pipeline
+            .query_async(&mut live.connection)
+            .await
+            .map_err(|error| {
+                live.lost.cancel();
+                BusError::Unavailable(error.to_string())
+            })
+    }
+
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+}

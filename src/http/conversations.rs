@@ -1,0 +1,74 @@
+//! Conversations: create, list, get, rename.
+
+use hyper::StatusCode;
+use serde_json::json;
+
+use super::Call;
+use super::answer::{self, Answer};
+use crate::clock::Timestamp;
+use crate::ids::ConversationId;
+use crate::protocol::command::{self, CreateConversation, PatchConversation};
+use crate::protocol::model::Conversation;
+use crate::protocol::problem::Problem;
+use crate::store::types::{Change, ConversationCursor};
+use crate::write_path::store_problem;
+
+/// 201 with the conversation; 200 with the one there is for a direct one.
+pub async fn create(mut call: Call<'_>) -> Answer {
+    let create: CreateConversation = call.decode()?;
+    let create = create.checked(call.user, call.node.limits.max_group_size)?;
+    let change = Change::Create {
+        kind: create.kind,
+        title: create.title,
+        created_by: call.user,
+        members: create.participants,
+    };
+    let id = ConversationId::random();
+    let changed = call.node.write_path.change(id, change).await?;
+    let status = if changed.conversation_id == id { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(answer::json(status, &shown(&call, changed.conversation_id).await?))
+}
+
+pub async fn get(call: Call<'_>) -> Answer {
+    answer::ok(&shown(&call, call.conversation_id()?).await?)
+}
+
+pub async fn patch(mut call: Call<'_>) -> Answer {
+    let id = call.conversation_id()?;
+    let patch: PatchConversation = call.decode()?;
+    command::check_title(patch.title.as_deref())?;
+    let change = Change::SetTitle { by: call.user, title: patch.title };
+    call.node.write_path.change(id, change).await?;
+    answer::ok(&shown(&call, id).await?)
+}
+
+/// The conversation as the caller sees it now.
+pub async fn shown(call: &Call<'_>, id: ConversationId) -> Result<Conversation, Problem> {
+    let conversation = call.node.store.conversation(call.user, id).await;
+    conversation
+        .map_err(|error| store_problem(&error))?
+        .ok_or_else(Problem::conversation_not_found)
+}
+
+/// Newest activity first.
+pub async fn list(call: Call<'_>) -> Answer {
+    let after = call.query("cursor").map(|text| {
+        read_cursor(&text).ok_or_else(|| {
+            Problem::invalid("cursor", "a cursor is the next_cursor of an earlier answer")
+        })
+    });
+    let page = call.node.store.conversations(call.user, call.limit()?, after.transpose()?).await;
+    let (conversations, next) = page.map_err(|error| store_problem(&error))?;
+    let next_cursor = next.map(|next| format!("{}.{}", next.last_activity_at.millis(), next.id));
+    answer::ok(&json!({ "conversations": conversations, "next_cursor": next_cursor }))
+}
+
+fn read_cursor(text: &str) -> Option<ConversationCursor> {
+    let (millis, id) = text.split_once('.')?;
+    // Far from where a database's own times end.
+    let millis = millis.parse::<i64>().ok().filter(|millis| (0..1 << 45).contains(millis))?;
+    Some(ConversationCursor {
+        last_activity_at: Timestamp::from_millis(millis),
+        id: id.parse().ok()?,
+    })
+}

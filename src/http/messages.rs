@@ -1,0 +1,61 @@
+//! Sending a message, and a conversation's history.
+
+use hyper::StatusCode;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::Call;
+use super::answer::{self, Answer};
+use crate::protocol::code::Code;
+use crate::protocol::command::{self, SendMessage};
+use crate::protocol::problem::Problem;
+use crate::store::types::{History, HistoryPage};
+use crate::write_path::{Sent, store_problem};
+
+/// 201 with the message; 200 with the first one for a repeat.
+pub async fn send(mut call: Call<'_>) -> Answer {
+    let mut send: SendMessage = call.decode()?;
+    if send.client_message_id.is_none() {
+        let key = call.headers.get("idempotency-key");
+        let key = key.map(|key| {
+            key.to_str().map(str::to_owned).map_err(|_| {
+                Problem::invalid("Idempotency-Key", "the key holds characters outside ASCII")
+            })
+        });
+        send.client_message_id = key.transpose()?;
+    }
+    let send = send.checked(&call.node.limits)?;
+    let (reply, outcome) = oneshot::channel();
+    let reply = Box::new(move |result| {
+        // The client may have gone; what was stored stands.
+        let _ = reply.send(result);
+    });
+    call.node.write_path.send(call.user, None, send, reply);
+    let sent = outcome.await.map_err(|_| {
+        Problem::new(Code::Unavailable, "the node stopped before the outcome was known")
+    })??;
+    let status = match sent {
+        Sent::Created(_) => StatusCode::CREATED,
+        Sent::Repeated(_) => StatusCode::OK,
+    };
+    Ok(answer::json(status, sent.message()))
+}
+
+/// Newest first, before `before_id`.
+pub async fn history(call: Call<'_>) -> Answer {
+    let page = HistoryPage {
+        before: call.parsed("before_id", command::MESSAGE_ID_FORM)?,
+        limit: call.limit()?,
+    };
+    let history = call.node.store.history(call.user, call.conversation_id()?, page).await;
+    match history.map_err(|error| store_problem(&error))? {
+        History::Page { messages, has_more } => {
+            answer::ok(&json!({ "messages": messages, "has_more": has_more }))
+        }
+        History::NotFound => Err(Problem::conversation_not_found()),
+        History::MessageNotFound => Err(Problem {
+            field: Some("before_id".into()),
+            ..Problem::new(Code::NotFound, "there is no such message in this conversation")
+        }),
+    }
+}

@@ -1,0 +1,353 @@
+//! The listeners: accept, read with limits and a deadline, route, answer. Handlers stand in a file
+//! per resource; each takes who is asking and gives an answer or a problem.
+
+pub mod answer;
+pub mod conversations;
+pub mod messages;
+pub mod participants;
+pub mod presence;
+pub mod state;
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::protocol::code::Code;
+use crate::protocol::problem::Problem;
+use crate::telemetry::metrics::{RouteMetrics, StatusClass};
+use crate::ws::{Node, upgrade};
+use answer::Answer;
+
+/// A request's head must have arrived by then.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// And its body, and our answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Of a request's head; hyper answers 431 beyond.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MAX_REQUEST_ID_BYTES: usize = 128;
+/// After an accept that failed, for want of file descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which of the two listeners a request came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    Main,
+    Admin,
+}
+
+/// What both listeners serve.
+pub struct Server {
+    node: Arc<Node>,
+    exporter: PrometheusHandle,
+    metrics: Vec<(Route, &'static str, RouteMetrics)>,
+}
+
+impl Server {
+    pub fn new(node: Arc<Node>, exporter: PrometheusHandle) -> Self {
+        let rows = Route::ALL.into_iter().flat_map(|route| {
+            // Requests for what is not there are counted together.
+            let methods = if route == Route::Unknown { &["other"][..] } else { route.methods() };
+            methods.iter().map(move |method| (route, *method))
+        });
+        let metrics = rows
+            .map(|(route, method)| (route, method, node.metrics.route(method, route.template())))
+            .collect();
+        Self { node, exporter, metrics }
+    }
+
+    fn count(&self, route: Route, method: &Method, status: u16, elapsed: Duration) {
+        let rows = || self.metrics.iter();
+        let row = rows()
+            .find(|row| row.0 == route && row.1 == method.as_str())
+            .or_else(|| rows().find(|row| row.0 == Route::Unknown));
+        if let Some((_, _, metrics)) = row {
+            metrics.requests.of(StatusClass::of_status(status)).increment(1);
+            metrics.seconds.record(elapsed);
+        }
+    }
+}
+
+/// Accepts until `stop`; a failed accept is never the end.
+pub async fn serve(server: Arc<Server>, listener: TcpListener, door: Door, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let sessions = &server.node.sessions;
+                let peer = peer.ip();
+                sessions.spawn(connection(server.clone(), stream, peer, door, stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    server: Arc<Server>,
+    stream: TcpStream,
+    peer: IpAddr,
+    door: Door,
+    stop: CancellationToken,
+) {
+    // Events are small and wanted now.
+    let _ = stream.set_nodelay(true);
+    // An IPv4 client of an IPv6 listener is the IPv4 client the settings speak of.
+    let peer = peer.to_canonical();
+    let service = service_fn(move |request| {
+        let server = server.clone();
+        async move { Ok::<_, Infallible>(respond(&server, request, peer, door).await) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut serving = std::pin::pin!(serving);
+    // Errors here are the client's: it went away, or did not speak HTTP.
+    tokio::select! {
+        _ = &mut serving => {}
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(HEAD_TIMEOUT, serving).await;
+        }
+    }
+}
+
+async fn respond(
+    server: &Server,
+    request: Request<Incoming>,
+    peer: IpAddr,
+    door: Door,
+) -> Response<Full<Bytes>> {
+    let started = Instant::now();
+    let node = &server.node;
+    let request_id = request_id(&request);
+    let method = request.method().clone();
+    let (route, path) = Route::of(request.uri().path(), door, node.auth.is_dev());
+    let handled = tokio::time::timeout(DEADLINE, handle(server, request, route, path, peer));
+    let answer = handled.await.unwrap_or_else(|_| {
+        Err(Problem::new(Code::Unavailable, "the answer took too long; try again"))
+    });
+    let mut response = answer.unwrap_or_else(|mut problem| {
+        problem.request_id = Some(request_id.clone());
+        answer::problem(&problem)
+    });
+    if response.status().as_u16() == 405 {
+        let allowed = route.methods().join(", ");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_str(&allowed).expect("is ASCII"));
+    }
+    let value = HeaderValue::from_str(&request_id).expect("checked or made by us");
+    response.headers_mut().insert("x-request-id", value);
+    let status = response.status().as_u16();
+    let elapsed = started.elapsed();
+    server.count(route, &method, status, elapsed);
+    tracing::debug!(
+        request_id,
+        method = method.as_str(),
+        route = route.template(),
+        status,
+        duration_ms = elapsed.as_millis() as u64,
+        "answered"
+    );
+    response
+}
+
+/// The caller's own, if it is fit to be logged, or a new one.
+fn request_id(request: &Request<Incoming>) -> String {
+    let given = request.headers().get("x-request-id").and_then(|value| value.to_str().ok());
+    given
+        .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES)
+        .filter(|id| id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}
+
+/// Every path there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Page,
+    Health,
+    Ready,
+    Metrics,
+    Socket,
+    Messages,
+    Conversations,
+    Conversation,
+    Participants,
+    Participant,
+    History,
+    Presence,
+    Unknown,
+}
+
+/// The ids in a path, as text.
+type Path = [String; 2];
+
+impl Route {
+    pub const ALL: [Self; 13] = [
+        Self::Page,
+        Self::Health,
+        Self::Ready,
+        Self::Metrics,
+        Self::Socket,
+        Self::Messages,
+        Self::Conversations,
+        Self::Conversation,
+        Self::Participants,
+        Self::Participant,
+        Self::History,
+        Self::Presence,
+        Self::Unknown,
+    ];
+
+    fn of(path: &str, door: Door, dev: bool) -> (Self, Path) {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let ids = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
+        let none = || ids("", "");
+        match (door, segments.as_slice()) {
+            (_, ["health"]) => (Self::Health, none()),
+            (_, ["ready"]) => (Self::Ready, none()),
+            (Door::Admin, ["metrics"]) => (Self::Metrics, none()),
+            (Door::Admin, _) => (Self::Unknown, none()),
+            (Door::Main, ["metrics"]) if dev => (Self::Metrics, none()),
+            (Door::Main, []) if dev => (Self::Page, none()),
+            (Door::Main, ["ws"]) => (Self::Socket, none()),
+            (Door::Main, ["api", "v1", rest @ ..]) => match rest {
+                ["messages"] => (Self::Messages, none()),
+                ["conversations"] => (Self::Conversations, none()),
+                ["conversations", id] => (Self::Conversation, ids(id, "")),
+                ["conversations", id, "participants"] => (Self::Participants, ids(id, "")),
+                ["conversations", id, "participants", user] => (Self::Participant, ids(id, user)),
+                ["conversations", id, "messages"] => (Self::History, ids(id, "")),
+                ["presence"] => (Self::Presence, none()),
+                _ => (Self::Unknown, none()),
+            },
+            _ => (Self::Unknown, none()),
+        }
+    }
+
+    /// How the route is called in metrics, logs and documents.
+    pub fn template(self) -> &'static str {
+        match self {
+            Self::Page => "/",
+            Self::Health => "/health",
+            Self::Ready => "/ready",
+            Self::Metrics => "/metrics",
+            Self::Socket => "/ws",
+            Self::Messages => "/api/v1/messages",
+            Self::Conversations => "/api/v1/conversations",
+            Self::Conversation => "/api/v1/conversations/{id}",
+            Self::Participants => "/api/v1/conversations/{id}/participants",
+            Self::Participant => "/api/v1/conversations/{id}/participants/{user_id}",
+            Self::History => "/api/v1/conversations/{id}/messages",
+            Self::Presence => "/api/v1/presence",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    pub fn methods(self) -> &'static [&'static str] {
+        match self {
+            Self::Page
+            | Self::Health
+            | Self::Ready
+            | Self::Metrics
+            | Self::Socket
+            | Self::History
+            | Self::Presence => &["GET"],
+            Self::Messages => &["POST"],
+            Self::Conversations | Self::Participants => &["GET", "POST"],
+            Self::Conversation => &["GET", "PATCH"],
+            Self::Participant => &["PATCH", "DELETE"],
+            Self::Unknown => &[],
+        }
+    }
+}
+
+/// What a handler works on.
+pub struct Call<'a> {
+    pub node: &'a Arc<Node>,
+    pub user: crate::ids::UserId,
+    pub headers: hyper::HeaderMap,
+    pub query: Option<String>,
+    pub path: Path,
+    pub body: Vec<u8>,
+}
+
+async fn handle(
+    server: &Server,
+    request: Request<Incoming>,
+    route: Route,
+    path: Path,
+    peer: IpAddr,
+) -> Answer {
+    let node = &server.node;
+    if route == Route::Unknown {
+        return Err(Problem::new(Code::NotFound, "there is nothing at this path"));
+    }
+    if !route.methods().contains(&request.method().as_str()) {
+        return Err(Problem::new(Code::MethodNotAllowed, "this path has no such method"));
+    }
+    match route {
+        Route::Page => return Ok(state::page()),
+        Route::Health => return Ok(state::health()),
+        Route::Ready => return Ok(state::ready(node).await),
+        Route::Metrics => return Ok(state::metrics(node, &server.exporter)),
+        Route::Socket => return upgrade::upgrade(node, request, peer),
+        _ => {}
+    }
+    let user = node.auth.identify(request.headers(), peer, None)?.user_id();
+    let (head, body) = request.into_parts();
+    let call = Call {
+        node,
+        user,
+        query: head.uri.query().map(str::to_owned),
+        headers: head.headers,
+        path,
+        body: read(body, node.limits.max_frame_bytes).await?,
+    };
+    match (route, head.method) {
+        (Route::Messages, _) => messages::send(call).await,
+        (Route::Conversations, Method::POST) => conversations::create(call).await,
+        (Route::Conversations, _) => conversations::list(call).await,
+        (Route::Conversation, Method::PATCH) => conversations::patch(call).await,
+        (Route::Conversation, _) => conversations::get(call).await,
+        (Route::Participants, Method::POST) => participants::add(call).await,
+        (Route::Participants, _) => participants::list(call).await,
+        (Route::Participant, Method::DELETE) => participants::remove(call).await,
+        (Route::Participant, _) => participants::patch(call).await,
+        (Route::History, _) => messages::history(call).await,
+        (Route::Presence, _) => presence::query(call).await,
+        _ => unreachable!("handled above, or refused by its methods"),
+    }
+}
+
+async fn read(body: Incoming, limit: usize) -> Result<Vec<u8>, Problem> {
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes().into()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
+            Code::TooLarge,
+            format!("the body is larger than the {limit} bytes allowed"),
+        )),
+        Err(_) => Err(Problem::new(Code::Malformed, "the body did not arrive whole")),
+    }
+}

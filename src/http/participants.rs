@@ -1,0 +1,50 @@
+//! A conversation's members: list, add, change rights, remove, leave.
+
+use serde_json::json;
+
+use super::Call;
+use super::answer::{self, Answer};
+use super::conversations::shown;
+use crate::protocol::command::{AddParticipants, PatchParticipant};
+use crate::protocol::problem::Problem;
+use crate::store::types::Change;
+use crate::write_path::store_problem;
+
+/// In order of user id; the cursor is the last one's.
+pub async fn list(call: Call<'_>) -> Answer {
+    let id = call.conversation_id()?;
+    let limit = call.limit()?;
+    let after = call.parsed("cursor", "a cursor is the next_cursor of an earlier answer")?;
+    let members = call.node.store.participants(call.user, id, limit, after).await;
+    let members =
+        members.map_err(|error| store_problem(&error))?.ok_or_else(Problem::conversation_not_found)?;
+    let full = members.len() == limit as usize;
+    let next_cursor = members.last().filter(|_| full).map(|member| member.user_id);
+    answer::ok(&json!({ "participants": members, "next_cursor": next_cursor }))
+}
+
+/// 200 with the conversation.
+pub async fn add(mut call: Call<'_>) -> Answer {
+    let id = call.conversation_id()?;
+    let AddParticipants { user_ids, with_history } = call.decode::<AddParticipants>()?.checked()?;
+    let change = Change::AddMembers { by: call.user, user_ids, with_history };
+    call.node.write_path.change(id, change).await?;
+    answer::ok(&shown(&call, id).await?)
+}
+
+pub async fn patch(mut call: Call<'_>) -> Answer {
+    let (id, user_id) = (call.conversation_id()?, call.member_id()?);
+    let PatchParticipant { role, can_send_messages } =
+        call.decode::<PatchParticipant>()?.checked()?;
+    let change = Change::SetMember { by: call.user, user_id, role, can_send_messages };
+    call.node.write_path.change(id, change).await?;
+    answer::ok(&shown(&call, id).await?)
+}
+
+/// 204, also for oneself, who sees the conversation no more.
+pub async fn remove(call: Call<'_>) -> Answer {
+    let (id, user_id) = (call.conversation_id()?, call.member_id()?);
+    let change = Change::RemoveMember { by: call.user, user_id };
+    call.node.write_path.change(id, change).await?;
+    answer::no_content()
+}

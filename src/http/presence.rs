@@ -1,0 +1,46 @@
+//! Who is online, among those with whom one shares a conversation.
+
+use serde_json::json;
+
+use super::Call;
+use super::answer::{self, Answer};
+use crate::ids::UserId;
+use crate::presence::Status;
+use crate::protocol::command::MAX_USER_IDS;
+use crate::protocol::problem::Problem;
+use crate::write_path::store_problem;
+
+pub async fn query(call: Call<'_>) -> Answer {
+    let text = call.query("user_ids").unwrap_or_default();
+    let users: Result<Vec<UserId>, _> = text.split(',').map(|id| id.trim().parse()).collect();
+    let mut users = users.map_err(|_| {
+        Problem::invalid("user_ids", "user_ids are UUIDs with commas between them")
+    })?;
+    users.sort_unstable();
+    users.dedup();
+    if users.len() > MAX_USER_IDS {
+        let detail = format!("user_ids names at most {MAX_USER_IDS} users");
+        return Err(Problem::invalid("user_ids", detail));
+    }
+    let known = call.node.store.acquainted(call.user, &users).await;
+    let known = known.map_err(|error| store_problem(&error))?;
+    let status = call.node.presence.status(&known).await;
+    let presence = known.iter().zip(status).map(|(user, status)| match status {
+        Status::Online(entries) => {
+            let devices = entries.iter().map(|entry| {
+                json!({ "device_id": entry.device, "platform": entry.platform })
+            });
+            let devices: Vec<_> = devices.collect();
+            json!({ "user_id": user, "online": true, "devices": devices, "last_seen": null })
+        }
+        Status::Offline { last_seen } => {
+            json!({ "user_id": user, "online": false, "devices": [], "last_seen": last_seen })
+        }
+        // Not known is shown as not online: nobody waits for an answer that may not come.
+        Status::Unknown => {
+            json!({ "user_id": user, "online": false, "devices": [], "last_seen": null })
+        }
+    });
+    let presence: Vec<_> = presence.collect();
+    answer::ok(&json!({ "presence": presence }))
+}

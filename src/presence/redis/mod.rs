@@ -1,0 +1,296 @@
+//! Presence of a cluster, in Redis.
+//!
+//! | key | value |
+//! |---|---|
+//! | `<prefix>:{pNN}:presence:<user>` | hash: device -> entry as JSON, and the last-seen time |
+//! | `<prefix>:node:<node>` | the node's lease; gone when it ran out |
+//!
+//! An entry is valid while its node's lease lives, so a crash needs no clean-up to be seen.
+
+mod lease;
+mod pool;
+mod stored;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use deadpool_redis::{Connection, Pool};
+use redis::Pipeline;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use self::lease::Lease;
+use self::pool::{Outcome, Step, bounded, pool};
+use self::stored::{Found, Stored};
+use super::{Entry, KEPT, Registered, Result, Status};
+use crate::clock::Timestamp;
+use crate::config::{PresenceConfig, RedisConfig};
+use crate::ids::{DeviceId, NodeId, SessionId, UserId};
+
+/// Users in one pipeline.
+const CHUNK: usize = 1_000;
+
+#[derive(Clone)]
+pub struct RedisPresence(Arc<Inner>);
+
+struct Inner {
+    config: RedisConfig,
+    max_devices: usize,
+    pool: Pool,
+    lease: Arc<Lease>,
+    register: Step,
+    remove: Step,
+    /// Ends the renewal of the lease.
+    closing: CancellationToken,
+}
+
+impl RedisPresence {
+    pub(super) async fn connect(
+        config: &PresenceConfig,
+        redis: &RedisConfig,
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<Self> {
+        let lease = Arc::new(Lease::new(&redis.prefix, config.lease));
+        let pool = pool(redis, lease.clone())?;
+        lease.begin(&pool).await?;
+        let closing = stop.child_token();
+        tasks.spawn({
+            let (lease, pool, closing) = (lease.clone(), pool.clone(), closing.clone());
+            async move {
+                closing.run_until_cancelled(lease.keep(&pool)).await;
+            }
+        });
+        Ok(Self(Arc::new(Inner {
+            config: redis.clone(),
+            max_devices: config.max_devices,
+            pool,
+            lease,
+            register: Step::new(include_str!("register.lua")),
+            remove: Step::new(include_str!("remove.lua")),
+            closing,
+        })))
+    }
+
+    pub(super) fn node_id(&self) -> NodeId {
+        self.0.lease.node()
+    }
+
+    pub(super) fn lease_changes(&self) -> watch::Receiver<NodeId> {
+        self.0.lease.changes()
+    }
+
+    pub(super) fn lease_losses(&self) -> u64 {
+        self.0.lease.losses()
+    }
+
+    pub(super) fn absence_is_certain(&self) -> bool {
+        self.0.lease.absence_is_certain()
+    }
+
+    pub(super) async fn register_many(
+        &self,
+        mut entries: Vec<(UserId, Entry)>,
+    ) -> Result<Vec<Registered>> {
+        let mut registered = Vec::with_capacity(entries.len());
+        for chunk in entries.chunks_mut(CHUNK) {
+            registered.extend(self.0.register(chunk).await?);
+        }
+        Ok(registered)
+    }
+
+    pub(super) async fn remove_many(&self, sessions: Vec<(UserId, DeviceId, SessionId)>) {
+        for chunk in sessions.chunks(CHUNK) {
+            if let Err(failure) = bounded(self.0.remove(chunk)).await {
+                self.0.lease.on_failed_write();
+                warn!(%failure, sessions = chunk.len(), "could not remove sessions from presence");
+            }
+        }
+    }
+
+    pub(super) async fn status(&self, users: &[UserId]) -> Vec<Status> {
+        let mut statuses = Vec::with_capacity(users.len());
+        for chunk in users.chunks(CHUNK) {
+            match bounded(self.0.status(chunk)).await {
+                Ok(found) => statuses.extend(found),
+                Err(failure) => {
+                    self.0.lease.on_failure();
+                    warn!(%failure, users = users.len(), "could not ask for presence");
+                    break;
+                }
+            }
+        }
+        statuses.resize(users.len(), Status::Unknown);
+        statuses
+    }
+
+    pub(super) async fn ping(&self) -> Result<()> {
+        let ping = async {
+            let mut connection = self.0.pool.get().await?;
+            Ok(redis::cmd("PING").exec_async(&mut connection).await?)
+        };
+        Ok(bounded(ping).await?)
+    }
+
+    pub(super) async fn close(&self) {
+        self.0.closing.cancel();
+        self.0.lease.end(&self.0.pool).await;
+    }
+}
+
+impl Inner {
+    /// Under the lease that is current when all is done: if it was lost meanwhile, the bulk
+    /// registration for the new one may have come before ours, which then would stay under the
+    /// dead one.
+    async fn register(&self, chunk: &mut [(UserId, Entry)]) -> Result<Vec<Registered>> {
+        let mut first: Option<Vec<Registered>> = None;
+        loop {
+            let (node, term) = self.lease.current();
+            for (_, entry) in chunk.iter_mut() {
+                entry.node = node;
+            }
+            let mut registered = match bounded(self.register_once(chunk, term)).await {
+                Ok(registered) => registered,
+                Err(failure) => {
+                    self.lease.on_failed_write();
+                    return Err(failure.into());
+                }
+            };
+            // Who was replaced shows only the first time.
+            if let Some(first) = first {
+                for (now, first) in registered.iter_mut().zip(first) {
+                    now.replaced = now.replaced.take().or(first.replaced);
+                }
+            }
+            if self.lease.node() == node {
+                return Ok(registered);
+            }
+            first = Some(registered);
+        }
+    }
+
+    async fn register_once(
+        &self,
+        chunk: &[(UserId, Entry)],
+        term: u64,
+    ) -> Outcome<Vec<Registered>> {
+        let mut connection = self.pool.get().await?;
+        let mut pipeline = Pipeline::with_capacity(chunk.len());
+        for (user, _) in chunk {
+            pipeline.cmd("HVALS").arg(self.key(*user));
+        }
+        let present: Vec<Vec<String>> = pipeline.query_async(&mut connection).await?;
+        let own = self.lease.node();
+        let read = |text: &String| {
+            serde_json::from_str(text)
+                .ok()
+                .map(|stored: Stored| stored.node)
+        };
+        let others = present
+            .iter()
+            .flatten()
+            .filter_map(read)
+            .filter(|node| *node != own);
+        let alive = self.alive(&mut connection, others.collect()).await?;
+        let dead: Vec<_> = alive
+            .iter()
+            .filter(|(_, alive)| !**alive)
+            .map(|(node, _)| node.to_string())
+            .collect();
+
+        let calls = chunk.iter().map(|(user, entry)| {
+            let mut arguments = vec![
+                entry.device.to_string(),
+                Stored::write(entry, term),
+                self.max_devices.to_string(),
+                KEPT.as_secs().to_string(),
+            ];
+            arguments.extend_from_slice(&dead);
+            (self.key(*user), arguments)
+        });
+        let replies: Vec<(bool, usize, String)> = self
+            .register
+            .pipeline(calls)
+            .query_async(&mut connection)
+            .await?;
+        let registered =
+            |((_, entry), (younger, devices, replaced)): (&(_, Entry), (_, _, String))| {
+                let replaced = Stored::read(entry.device.as_str(), &replaced);
+                Registered {
+                    replaced,
+                    younger,
+                    devices,
+                }
+            };
+        Ok(chunk.iter().zip(replies).map(registered).collect())
+    }
+
+    async fn remove(&self, chunk: &[(UserId, DeviceId, SessionId)]) -> Outcome<()> {
+        let mut connection = self.pool.get().await?;
+        let now = Timestamp::now().millis().to_string();
+        let calls = chunk.iter().map(|(user, device, session)| {
+            let kept = KEPT.as_secs().to_string();
+            (
+                self.key(*user),
+                vec![device.to_string(), session.to_string(), now.clone(), kept],
+            )
+        });
+        Ok(self
+            .remove
+            .pipeline(calls)
+            .exec_async(&mut connection)
+            .await?)
+    }
+
+    async fn status(&self, chunk: &[UserId]) -> Outcome<Vec<Status>> {
+        let mut connection = self.pool.get().await?;
+        let mut pipeline = Pipeline::with_capacity(chunk.len());
+        for user in chunk {
+            pipeline.cmd("HGETALL").arg(self.key(*user));
+        }
+        let hashes: Vec<Vec<(String, String)>> = pipeline.query_async(&mut connection).await?;
+        let found: Vec<Found> = hashes.into_iter().map(Found::read).collect();
+
+        let own = self.lease.node();
+        let mut nodes: HashSet<_> = found
+            .iter()
+            .flat_map(|found| &found.entries)
+            .map(|entry| entry.node)
+            .collect();
+        nodes.insert(own);
+        let alive = self.alive(&mut connection, nodes).await?;
+        // A server that has lost our lease has lost what others registered, too.
+        if !alive[&own] {
+            self.lease.on_missing();
+        }
+        // Asked last: a restart of the server has put it to an end by now.
+        let certain = self.lease.absence_is_certain();
+        Ok(found
+            .into_iter()
+            .map(|found| found.judge(&alive, certain))
+            .collect())
+    }
+
+    /// Which of the nodes' leases live.
+    async fn alive(
+        &self,
+        connection: &mut Connection,
+        nodes: HashSet<NodeId>,
+    ) -> Outcome<HashMap<NodeId, bool>> {
+        if nodes.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut pipeline = Pipeline::with_capacity(nodes.len());
+        for node in &nodes {
+            pipeline.cmd("EXISTS").arg(self.lease.key(*node));
+        }
+        let alive: Vec<bool> = pipeline.query_async(connection).await?;
+        Ok(nodes.into_iter().zip(alive).collect())
+    }
+
+    fn key(&self, user: UserId) -> String {
+        self.config.user_key("presence", user)
+    }
+}

@@ -1,0 +1,171 @@
+//! Server to client: each event is encoded once, whoever receives it.
+
+use bytes::Bytes;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::model::{Conversation, Message};
+use super::problem::Problem;
+use crate::clock::Timestamp;
+use crate::ids::{ConversationId, DeviceId, MessageId, NodeId, Seq, SessionId, UserId};
+
+#[derive(Serialize)]
+#[serde(tag = "type", content = "payload", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// The first on each socket.
+    Hello(Hello<'a>),
+    NewMessage(MessageEvent<'a>),
+    ConversationUpdated {
+        conversation: &'a Conversation,
+        seq: Seq,
+        timestamp: Timestamp,
+    },
+    /// `from_seq..=up_to_seq` reached a device of `user_id`.
+    MessageDelivered(ReceiptEvent),
+    Pong {
+        timestamp: Timestamp,
+    },
+    /// Stored events were not delivered: read again what was missed.
+    Resync {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        conversations: Option<&'a [ConversationId]>,
+    },
+    /// This node is going away: come back after this time.
+    Reconnect {
+        after_ms: u64,
+    },
+}
+
+#[derive(Serialize)]
+pub struct Hello<'a> {
+    pub session_id: SessionId,
+    pub node_id: NodeId,
+    pub user_id: UserId,
+    pub device_id: &'a DeviceId,
+    pub heartbeat_seconds: u64,
+    pub limits: Limits,
+    pub store_epoch: Uuid,
+    pub server_time: Timestamp,
+}
+
+/// What a client may send, in bytes and counts.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Limits {
+    pub max_frame_bytes: usize,
+    pub max_content_bytes: usize,
+    pub max_metadata_bytes: usize,
+    pub max_group_size: usize,
+}
+
+/// The type stands inside too: clients of the service this one follows read it there.
+#[derive(Serialize)]
+pub struct MessageEvent<'a> {
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub message: &'a Message,
+    /// The change's place in the conversation.
+    pub seq: Seq,
+    pub timestamp: Timestamp,
+}
+
+#[derive(Serialize)]
+pub struct ReceiptEvent {
+    /// The last message of the run.
+    pub message_id: MessageId,
+    pub conversation_id: ConversationId,
+    pub user_id: UserId,
+    pub from_seq: Seq,
+    pub up_to_seq: Seq,
+    pub timestamp: Timestamp,
+}
+
+impl<'a> Event<'a> {
+    pub fn new_message(message: &'a Message, timestamp: Timestamp) -> Self {
+        Self::NewMessage(MessageEvent {
+            kind: "new_message",
+            message,
+            seq: message.seq,
+            timestamp,
+        })
+    }
+
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+}
+
+/// The answer to a command that carried a `ref`.
+#[derive(Serialize)]
+struct Answer<'a, T: Serialize> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    reference: Option<&'a str>,
+    payload: T,
+}
+
+pub fn ok<T: Serialize>(reference: &str, payload: T) -> Bytes {
+    encode(&Answer { kind: "ok", reference: Some(reference), payload })
+}
+
+/// An error without `ref` answers a command that had none.
+pub fn error(reference: Option<&str>, problem: &Problem) -> Bytes {
+    encode(&Answer { kind: "error", reference, payload: problem })
+}
+
+fn encode<T: Serialize>(value: &T) -> Bytes {
+    serde_json::to_vec(value).expect("frames have string keys and no failing parts").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::code::Code;
+    use crate::protocol::model::MessageType;
+
+    fn message() -> Message {
+        Message {
+            id: "018bcfe5-6807-7abc-8000-000000000001".parse().unwrap(),
+            conversation_id: "018bcfe5-6807-7abc-8000-000000000002".parse().unwrap(),
+            seq: 7,
+            change_seq: 7,
+            sender_id: "018bcfe5-6807-7abc-8000-000000000003".parse().unwrap(),
+            client_message_id: None,
+            message_type: MessageType::Text,
+            content: Some("hi \"there\"".into()),
+            parent_message_id: None,
+            reply_count: 0,
+            mentions: None,
+            metadata: None,
+            created_at: Timestamp::from_millis(1_700_000_000_007),
+            edited_at: None,
+            deleted_at: None,
+        }
+    }
+
+    #[test]
+    fn new_message_has_its_golden_form() {
+        let bytes = Event::new_message(&message(), Timestamp::from_millis(1_700_000_000_008)).encode();
+        let expected = concat!(
+            r#"{"type":"new_message","payload":{"type":"new_message","message":{"#,
+            r#""id":"018bcfe5-6807-7abc-8000-000000000001","#,
+            r#""conversation_id":"018bcfe5-6807-7abc-8000-000000000002","seq":7,"change_seq":7,"#,
+            r#""sender_id":"018bcfe5-6807-7abc-8000-000000000003","client_message_id":null,"#,
+            r#""message_type":"text","content":"hi \"there\"","parent_message_id":null,"#,
+            r#""reply_count":0,"mentions":null,"metadata":null,"#,
+            r#""created_at":"2023-11-14T22:13:20.007Z","edited_at":null,"deleted_at":null},"#,
+            r#""seq":7,"timestamp":"2023-11-14T22:13:20.008Z"}}"#,
+        );
+        assert_eq!(std::str::from_utf8(&bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn answers_carry_the_ref_and_errors_the_problem() {
+        let bytes = ok("a1", serde_json::json!({}));
+        assert_eq!(&bytes[..], br#"{"type":"ok","ref":"a1","payload":{}}"#);
+        let problem = Problem::new(Code::NotFound, "no such thing");
+        let text = String::from_utf8(error(None, &problem).to_vec()).unwrap();
+        assert!(text.starts_with(r#"{"type":"error","payload":{"type":"urn:tidings:problem:not_found""#));
+        assert!(text.contains(r#""status":404"#), "{text}");
+    }
+}

@@ -1,0 +1,45 @@
+//! Every statement, from its file. The list is what `check_statements` prepares.
+
+macro_rules! statements {
+    ($($name:ident = $($file:literal)+;)+) => {
+        $(pub const $name: &str = concat!($(include_str!(concat!("sql/", $file, ".sql"))),+);)+
+
+        /// With the names of the files each comes from.
+        pub const ALL: &[(&str, &str)] = &[$((concat!($($file, " "),+), $name)),+];
+    };
+}
+
+statements! {
+    ACQUAINTED = "acquainted";
+    CHANGE_BUMP = "change_bump";
+    CHANGE_HEIR = "change_heir";
+    CHANGE_JOIN = "change_join";
+    CHANGE_LEAVE = "change_leave";
+    CHANGE_LOCK = "change_lock";
+    CHANGE_MEMBERS = "change_members";
+    CHANGE_OUTBOX = "change_outbox";
+    CHANGE_SET = "change_set";
+    CLAIM_LAGGARDS = "claim_laggards";
+    CLAIM_OUTBOX = "claim_outbox";
+    CONVERSATION_EVENT = "conversation_event";
+    CREATE = "create";
+    CREATE_EXISTING = "create_existing";
+    EPOCH = "epoch";
+    HASTEN_LAGGARDS = "hasten_laggards";
+    HISTORY = "history";
+    HISTORY_JUDGE = "history_judge";
+    IS_MEMBER = "is_member";
+    LACKING = "lacking";
+    LAGGARDS_STATE = "laggards_state";
+    MEMBERS = "members";
+    MESSAGES = "messages";
+    MIGRATIONS_APPLIED = "migrations_applied";
+    OUTBOX_STATE = "outbox_state";
+    PARTICIPANTS = "participants";
+    POSTPONE_LAGGARDS = "postpone_laggards";
+    SEND = "send";
+    SETTLE = "settle";
+    SETTLE_OUTBOX = "settle_outbox";
+    CONVERSATION = "conversation_mine" "conversation_shown";
+    CONVERSATIONS = "conversations_mine" "conversation_shown";
+}

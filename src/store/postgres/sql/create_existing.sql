@@ -1,0 +1,5 @@
+-- The conversation that stands in the way of a new one: of the same pair, or the very same, made by
+-- an earlier try of $2 whose answer got lost.
+select id
+from conversations
+where direct_key = $3 or (id = $1 and created_by = $2)

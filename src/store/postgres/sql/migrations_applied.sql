@@ -1,0 +1,1 @@
+select version from _sqlx_migrations where success

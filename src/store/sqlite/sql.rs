@@ -1,0 +1,75 @@
+//! Every statement, one file each, so that a test can prepare them all and look at their plans.
+//! Lists of values travel as one JSON parameter, so the number of statements never grows with them.
+
+use serde::Serialize;
+use uuid::Uuid;
+use uuid::fmt::Simple;
+
+macro_rules! statements {
+    ($($name:ident = $file:literal),+ $(,)?) => {
+        $(pub(super) const $name: &str = include_str!(concat!("sql/", $file, ".sql"));)+
+
+        #[cfg(test)]
+        pub(super) const ALL: &[(&str, &str)] = &[$(($file, $name)),+];
+    };
+}
+
+statements! {
+    ACQUAINTED = "acquainted",
+    CONVERSATION = "conversation",
+    CONVERSATIONS = "conversations",
+    CONVERSATION_ADVANCE = "conversation_advance",
+    CONVERSATION_CREATE = "conversation_create",
+    CONVERSATION_FIND = "conversation_find",
+    CONVERSATION_FOR_EVENT = "conversation_for_event",
+    CONVERSATION_STATE = "conversation_state",
+    CONVERSATION_TITLE = "conversation_title",
+    HISTORY = "history",
+    HISTORY_FROM = "history_from",
+    IS_MEMBER = "is_member",
+    LACKING = "lacking",
+    LAGGARDS_CLAIM = "laggards_claim",
+    LAGGARDS_DELETE = "laggards_delete",
+    LAGGARDS_HASTEN = "laggards_hasten",
+    LAGGARDS_LACK = "laggards_lack",
+    LAGGARDS_POSTPONE = "laggards_postpone",
+    LAGGARDS_SETTLED = "laggards_settled",
+    LAGGARDS_STATE = "laggards_state",
+    MEMBERS = "members",
+    MEMBERS_ABSENT = "members_absent",
+    MEMBERS_JOIN = "members_join",
+    MEMBER_FREE = "member_free",
+    MEMBER_HEIR = "member_heir",
+    MEMBER_LEAVE = "member_leave",
+    MEMBER_SET = "member_set",
+    MEMBER_STATE = "member_state",
+    MESSAGES_BY_ID = "messages_by_id",
+    OUTBOX_CLAIM = "outbox_claim",
+    OUTBOX_DELETE = "outbox_delete",
+    OUTBOX_INSERT = "outbox_insert",
+    OUTBOX_LAGGARDS = "outbox_laggards",
+    OUTBOX_MONOLOGUES = "outbox_monologues",
+    OUTBOX_SENT = "outbox_sent",
+    OUTBOX_STATE = "outbox_state",
+    PARTICIPANTS = "participants",
+    PARTICIPANTS_OF = "participants_of",
+    RECEIPTS_DELIVERED = "receipts_delivered",
+    SEND_BUMP = "send_bump",
+    SEND_JUDGE = "send_judge",
+    SEND_STORE = "send_store",
+    SETTLE_GAPS = "settle_gaps",
+    SETTLE_MOVE = "settle_move",
+    SETTLE_STATES = "settle_states",
+    STORE_EPOCH = "store_epoch",
+}
+
+/// A list as a statement's parameter.
+pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> String {
+    let rows: Vec<T> = rows.into_iter().collect();
+    serde_json::to_string(&rows).expect("lists of strings and numbers always serialize")
+}
+
+/// An id inside a JSON parameter; the statements read it with `unhex`.
+pub(super) fn hex(id: Uuid) -> Simple {
+    id.simple()
+}

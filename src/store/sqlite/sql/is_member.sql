@@ -1,0 +1,3 @@
+select exists (
+    select 1 from participants
+    where conversation_id = ?2 and user_id = ?1 and left_seq is null)

@@ -1,0 +1,1 @@
+select store_epoch from store_meta

@@ -1,0 +1,288 @@
+//! What was committed goes to the bus for members who are online and to the offline sink for those
+//! who are not. How many received a publish decides how soon a push goes out, never whether a
+//! message is safe: that is judged by `settled_seq`, a grace after this one attempt.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::members::MembersCache;
+use super::proofs::Proofs;
+use crate::bus::{Bus, Class, Classic, Envelope, Head, Receivers};
+use crate::clock::Timestamp;
+use crate::ids::{ConversationId, OutboxId, Seq, SessionId, UserId};
+use crate::offline::{Offline, Reason, Recipient, Record};
+use crate::presence::{Presence, Status};
+use crate::protocol::event;
+use crate::protocol::model::Message;
+use crate::store::types::{ChangeKind, Changed, Members, Proof, Run};
+use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Stage;
+
+/// Batches taken together, so that their publishes share round trips.
+const BATCHES: usize = 16;
+/// Hand-overs to the offline sink at a time, each of one dispatch; beyond, Reconcile does it.
+const HAND_OVERS: usize = 64;
+
+/// A committed batch.
+pub struct Dispatch {
+    pub outbox: OutboxId,
+    pub committed: Instant,
+    pub events: Vec<Event>,
+}
+
+/// One committed change.
+pub enum Event {
+    Message {
+        message: Arc<Message>,
+        /// The session that gets no event of it, for it has the answer.
+        origin: Option<SessionId>,
+        members_version: i64,
+    },
+    Conversation(Changed),
+}
+
+impl Event {
+    fn conversation_id(&self) -> ConversationId {
+        match self {
+            Self::Message { message, .. } => message.conversation_id,
+            Self::Conversation(changed) => changed.conversation_id,
+        }
+    }
+
+    fn seq(&self) -> Seq {
+        match self {
+            Self::Message { message, .. } => message.seq,
+            Self::Conversation(changed) => changed.seq,
+        }
+    }
+
+    fn members_version(&self) -> i64 {
+        match self {
+            Self::Message { members_version, .. } => *members_version,
+            Self::Conversation(changed) => changed.members_version,
+        }
+    }
+}
+
+/// A message and those who had no device to receive it.
+struct Absent {
+    message: Arc<Message>,
+    members: Arc<Members>,
+    users: Vec<UserId>,
+}
+
+pub struct Dispatcher {
+    pub store: Store,
+    pub members: MembersCache,
+    pub bus: Bus,
+    pub presence: Presence,
+    pub offline: Offline,
+    pub proofs: Proofs,
+    pub metrics: Metrics,
+    /// Rows whose one attempt was made, for `outbox` to let go after the grace.
+    pub attempted: mpsc::Sender<(Instant, OutboxId)>,
+    /// Hand-overs under way; the stop waits for them.
+    pub tasks: TaskTracker,
+    pub hand_overs: Arc<Semaphore>,
+}
+
+impl Dispatcher {
+    pub fn hand_over_bound() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(HAND_OVERS))
+    }
+
+    /// One per lane, so that a lane's publishes stay in order. Until the lane is gone and `stop`.
+    pub async fn run(
+        self: Arc<Self>,
+        mut committed: mpsc::Receiver<Dispatch>,
+        stop: CancellationToken,
+    ) {
+        let mut batches = Vec::new();
+        while committed.recv_many(&mut batches, BATCHES).await > 0 {
+            let attempted: Vec<_> = batches.iter().map(|batch| batch.outbox).collect();
+            let oldest = batches.iter().map(|batch| batch.committed).min();
+            let events: Vec<_> = batches.drain(..).flat_map(|batch| batch.events).collect();
+            match self.dispatch(&events).await {
+                Ok(()) => {
+                    if let Some(oldest) = oldest {
+                        let stage = self.metrics.stages.stage.of(Stage::CommittedPublished);
+                        stage.record(oldest.elapsed());
+                    }
+                    let now = Instant::now();
+                    for row in attempted {
+                        // Gone only when the node is stopping: another takes the row over.
+                        let _ = self.attempted.send((now, row)).await;
+                    }
+                }
+                // Their outbox rows stay until their lease runs out; the sweeper tries again.
+                Err(error) => tracing::warn!(%error, "a dispatch found no members"),
+            }
+        }
+        stop.cancelled().await;
+    }
+
+    /// Publishes events to all who may see them, and starts to hand over for those who are absent.
+    pub async fn dispatch(self: &Arc<Self>, events: &[Event]) -> Result<(), StoreError> {
+        let mut publishes: Vec<(UserId, Bytes)> = Vec::new();
+        // Which event each publish is of.
+        let mut of = Vec::new();
+        let mut members_of = Vec::with_capacity(events.len());
+        for (at, event) in events.iter().enumerate() {
+            let members = self.members.get(event.conversation_id(), event.members_version()).await?;
+            let Some(members) = members else {
+                members_of.push(None);
+                continue;
+            };
+            if let Some(bytes) = self.encode(event).await? {
+                for member in members.members.iter().filter(|member| member.sees(event.seq())) {
+                    publishes.push((member.user_id, bytes.clone()));
+                    of.push(at);
+                }
+            }
+            members_of.push(Some(members));
+        }
+        let receivers = self.bus.publish(&publishes).await;
+        self.metrics.dispatch.published.increment(publishes.len() as u64);
+        let mut absent: HashMap<usize, Absent> = HashMap::new();
+        for (((user, _), at), count) in publishes.iter().zip(of).zip(receivers) {
+            let (Event::Message { message, .. }, Some(members)) = (&events[at], &members_of[at])
+            else {
+                continue;
+            };
+            if *user == message.sender_id || !matches!(count, Receivers::Count(0)) {
+                continue;
+            }
+            let entry = absent.entry(at).or_insert_with(|| Absent {
+                message: message.clone(),
+                members: members.clone(),
+                users: Vec::new(),
+            });
+            entry.users.push(*user);
+        }
+        if !absent.is_empty() {
+            self.start_hand_over(absent.into_values().collect());
+        }
+        Ok(())
+    }
+
+    async fn encode(&self, event: &Event) -> Result<Option<Bytes>, StoreError> {
+        match event {
+            Event::Message { message, origin, .. } => {
+                Ok(Some(message_envelope(message, *origin).encode()))
+            }
+            Event::Conversation(changed) => {
+                let id = changed.conversation_id;
+                let Some(conversation) = self.store.conversation_for_event(id).await? else {
+                    return Ok(None);
+                };
+                let event = event::Event::ConversationUpdated {
+                    conversation: &conversation,
+                    seq: changed.seq,
+                    timestamp: changed.at,
+                };
+                let head = Head {
+                    class: Class::Stored,
+                    conversation_id: id,
+                    // Nobody's own: everyone's proof counts.
+                    sender_id: UserId(uuid::Uuid::nil()),
+                    origin: None,
+                    lo: changed.seq,
+                    hi: changed.seq,
+                };
+                let envelope = Envelope { head, full: event.encode(), classic: Classic::None };
+                Ok(Some(envelope.encode()))
+            }
+        }
+    }
+
+    /// In a task of its own, for the bus is not to wait for Kafka.
+    fn start_hand_over(self: &Arc<Self>, absent: Vec<Absent>) {
+        let Ok(permit) = self.hand_overs.clone().try_acquire_owned() else { return };
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let mut users: Vec<UserId> = absent.iter().flat_map(|a| a.users.clone()).collect();
+            users.sort_unstable();
+            users.dedup();
+            let status = this.presence.status(&users).await;
+            let gone: HashMap<UserId, bool> = users
+                .into_iter()
+                .zip(status)
+                .map(|(user, status)| (user, matches!(status, Status::Offline { .. })))
+                .collect();
+            let hand_overs = absent.into_iter().map(|absent| {
+                let recipients = absent.users.iter().filter(|user| gone.get(user) == Some(&true));
+                let recipients = recipients
+                    .map(|user| recipient(&absent.message, *user, muted(&absent.members, *user)))
+                    .collect();
+                this.hand_over(absent.message.clone(), recipients, Reason::Absent)
+            });
+            for runs in futures_util::future::join_all(hand_overs).await {
+                runs.into_iter().for_each(|run| this.proofs.add(run));
+            }
+        });
+    }
+
+    /// Gives a message to the offline sink and waits for its confirmation; returns what is proven
+    /// by it. What was not confirmed is left to Reconcile.
+    pub async fn hand_over(
+        &self,
+        message: Arc<Message>,
+        recipients: Vec<Recipient>,
+        reason: Reason,
+    ) -> Vec<Run> {
+        let mut runs = Vec::with_capacity(recipients.len());
+        for record in Record::split(ChangeKind::MessageCreated, &message, recipients, reason) {
+            let users: Vec<UserId> = record.recipients().iter().map(|r| r.user_id).collect();
+            match self.offline.hand_over(record).await {
+                Ok(()) => {
+                    runs.extend(users.into_iter().map(|user_id| Run {
+                        conversation_id: message.conversation_id,
+                        user_id,
+                        lo: message.seq,
+                        hi: message.seq,
+                        proof: Proof::Offline,
+                    }));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, message_id = %message.id, "not handed over");
+                }
+            }
+        }
+        runs
+    }
+}
+
+/// How a message stands in an offline record for one user.
+pub fn recipient(message: &Message, user_id: UserId, muted: bool) -> Recipient {
+    let mentions = message.mentions.iter().flatten();
+    let mentioned = mentions.clone().any(|mention| mention.user_id == user_id);
+    Recipient { user_id, mentioned, muted }
+}
+
+fn muted(members: &Members, user: UserId) -> bool {
+    let member = members.members.iter().find(|member| member.user_id == user);
+    member.and_then(|m| m.muted_until).is_some_and(|until| until > Timestamp::now())
+}
+
+pub fn message_envelope(message: &Message, origin: Option<SessionId>) -> Envelope {
+    Envelope {
+        head: Head {
+            class: Class::Stored,
+            conversation_id: message.conversation_id,
+            sender_id: message.sender_id,
+            origin,
+            lo: message.seq,
+            hi: message.seq,
+        },
+        full: event::Event::new_message(message, Timestamp::now()).encode(),
+        classic: Classic::Same,
+    }
+}

@@ -1,0 +1,279 @@
+//! A lane takes all that waits (no timer: batches grow by themselves under load), commits it in
+//! one statement, answers each caller with his own outcome, then hands what was stored to the
+//! dispatcher. Nobody is answered before the commit.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::dispatcher::{Dispatch, Event};
+use super::{PendingChange, PendingSend, Request, Sent, refused, store_problem};
+use crate::clock::Timestamp;
+use crate::ids::OutboxId;
+use crate::protocol::code::Code;
+use crate::protocol::model::Message;
+use crate::protocol::problem::Problem;
+use crate::store::types::{ChangeOutcome, NewMessage, OutboxLease, SendOutcome, Stored};
+use crate::store::{Store, StoreError, Writer};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Stage;
+
+/// Beyond it a larger batch costs latency and gains little.
+const MAX_BATCH: usize = 256;
+/// How long a batch is retried before its callers hear that the store is away.
+const RETRY_FOR: Duration = Duration::from_secs(5);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+pub struct Lane {
+    pub store: Store,
+    pub writer: Writer,
+    pub requests: mpsc::Receiver<Request>,
+    pub dispatcher: mpsc::Sender<Dispatch>,
+    /// How long this node dispatches a batch alone.
+    pub lease: Duration,
+    pub max_group_size: usize,
+    pub metrics: Metrics,
+}
+
+impl Lane {
+    /// Until `stop`, and then until all that waits is committed.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut requests = Vec::new();
+        loop {
+            tokio::select! {
+                received = self.requests.recv_many(&mut requests, MAX_BATCH) => {
+                    if received == 0 {
+                        return;
+                    }
+                }
+                () = stop.cancelled(), if !self.requests.is_closed() => {
+                    self.requests.close();
+                    continue;
+                }
+            }
+            let (mut sends, mut changes) = (Vec::new(), Vec::new());
+            for request in requests.drain(..) {
+                match request {
+                    Request::Send(send) => sends.push(send),
+                    Request::Change(change) => changes.push(change),
+                }
+            }
+            // A change that was asked for while sends waited is concurrent with them.
+            self.commit_sends(sends).await;
+            for change in changes {
+                self.commit_change(change).await;
+            }
+        }
+    }
+
+    async fn commit_sends(&mut self, mut waiting: Vec<PendingSend>) {
+        let deadline = Instant::now() + RETRY_FOR;
+        while !waiting.is_empty() {
+            let (batch, later) = without_repeats(waiting);
+            waiting = later;
+            let again = self.commit_batch(batch, deadline).await;
+            waiting.splice(..0, again);
+        }
+    }
+
+    /// Commits, answers, dispatches; returns those to be judged again.
+    async fn commit_batch(
+        &mut self,
+        batch: Vec<PendingSend>,
+        deadline: Instant,
+    ) -> Vec<PendingSend> {
+        let started = Instant::now();
+        let outbox = OutboxLease { id: OutboxId::random(), lease: self.lease };
+        let messages: Vec<NewMessage> = batch.iter().map(|send| send.message.clone()).collect();
+        let outcomes = match self.commit(&messages, outbox, deadline).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                tracing::warn!(%error, batch = batch.len(), "a batch of messages was not stored");
+                for send in batch {
+                    let problem = store_problem(&error);
+                    self.metrics.sends.refused.of(problem.code).increment(1);
+                    (send.reply)(Err(problem));
+                }
+                return Vec::new();
+            }
+        };
+        self.metrics.sends.batch.record(batch.len() as f64);
+        self.metrics.sends.commit.record(started.elapsed());
+        let committed = Instant::now();
+        let received_committed = self.metrics.stages.stage.of(Stage::ReceivedCommitted);
+        let mut events = Vec::with_capacity(batch.len());
+        let mut again = Vec::new();
+        for (send, outcome) in batch.into_iter().zip(outcomes) {
+            match outcome {
+                SendOutcome::Stored(stored) => {
+                    let message = Arc::new(as_stored(send.message, stored));
+                    received_committed.record(committed - send.received);
+                    self.metrics.sends.accepted.increment(1);
+                    (send.reply)(Ok(Sent::Created(message.clone())));
+                    events.push(Event::Message {
+                        message,
+                        origin: send.origin,
+                        members_version: stored.members_version,
+                    });
+                }
+                SendOutcome::Duplicate(message) => {
+                    self.metrics.sends.repeated.increment(1);
+                    (send.reply)(Ok(Sent::Repeated(Arc::from(message))));
+                }
+                SendOutcome::Again if Instant::now() < deadline => again.push(send),
+                outcome => {
+                    let problem = refused(&outcome).unwrap_or_else(|| {
+                        Problem::new(Code::Internal, "an outcome without an answer")
+                    });
+                    self.metrics.sends.refused.of(problem.code).increment(1);
+                    (send.reply)(Err(problem));
+                }
+            }
+        }
+        self.dispatch(outbox.id, committed, events).await;
+        again
+    }
+
+    /// One batch, retried whole while that may help. A commit whose outcome is unknown is looked
+    /// up by its message ids before anything is answered or tried again.
+    async fn commit(
+        &mut self,
+        messages: &[NewMessage],
+        outbox: OutboxLease,
+        deadline: Instant,
+    ) -> Result<Vec<SendOutcome>, StoreError> {
+        loop {
+            let error = match self.writer.send(messages, outbox).await {
+                Ok(outcomes) => return Ok(outcomes),
+                Err(error) => error,
+            };
+            self.metrics.store.failures.of(error.failure()).increment(1);
+            match &error {
+                StoreError::Conflict(_) => {}
+                StoreError::Unavailable { maybe_done: true, .. } => {
+                    if let Some(outcomes) = self.look_up(messages, deadline).await? {
+                        return Ok(outcomes);
+                    }
+                }
+                _ => return Err(error),
+            }
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Whether a batch was committed although its answer was lost. The statement is one whole: if
+    /// one of its messages is there, those that are not were refused and are judged again.
+    async fn look_up(
+        &mut self,
+        messages: &[NewMessage],
+        deadline: Instant,
+    ) -> Result<Option<Vec<SendOutcome>>, StoreError> {
+        let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
+        let found = loop {
+            match self.store.messages(&ids).await {
+                Ok(found) => break found,
+                Err(error) if error.is_transient() && Instant::now() < deadline => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let outcome = |message: &NewMessage| {
+            let stored = found.iter().find(|stored| stored.id == message.id);
+            stored.map_or(SendOutcome::Again, |stored| {
+                SendOutcome::Stored(Stored {
+                    seq: stored.seq,
+                    created_at: stored.created_at,
+                    // Unknown: the members are read anew.
+                    members_version: i64::MAX,
+                })
+            })
+        };
+        Ok(Some(messages.iter().map(outcome).collect()))
+    }
+
+    async fn commit_change(&mut self, pending: PendingChange) {
+        let PendingChange { conversation_id, change, reply, .. } = pending;
+        let deadline = Instant::now() + RETRY_FOR;
+        let outbox = OutboxLease { id: OutboxId::random(), lease: self.lease };
+        let outcome = loop {
+            let change =
+                self.writer.change(conversation_id, &change, self.max_group_size, outbox).await;
+            match change {
+                Err(StoreError::Conflict(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                other => break other,
+            }
+        };
+        match outcome {
+            Ok(outcome) => {
+                let event = match &outcome {
+                    ChangeOutcome::Changed(changed) => vec![Event::Conversation(*changed)],
+                    _ => Vec::new(),
+                };
+                // The caller may have gone; the change stands.
+                let _ = reply.send(Ok(outcome));
+                self.dispatch(outbox.id, Instant::now(), event).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a change of a conversation was not stored");
+                self.metrics.store.failures.of(error.failure()).increment(1);
+                let _ = reply.send(Err(store_problem(&error)));
+            }
+        }
+    }
+
+    async fn dispatch(&self, outbox: OutboxId, committed: Instant, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        // A full dispatcher slows the lane, and the lane's own bound refuses: nothing is dropped
+        // after it was acknowledged. A dispatcher that is gone leaves the outbox row to others.
+        let _ = self.dispatcher.send(Dispatch { outbox, committed, events }).await;
+    }
+}
+
+/// Splits off what repeats a (`sender_id`, `client_message_id`) of the same batch: the statement
+/// tells duplicates only of what was committed before it.
+fn without_repeats(sends: Vec<PendingSend>) -> (Vec<PendingSend>, Vec<PendingSend>) {
+    let mut seen = HashSet::new();
+    sends.into_iter().partition(|send| {
+        let message = &send.message;
+        message
+            .client_message_id
+            .as_ref()
+            .is_none_or(|id| seen.insert((message.sender_id, id.clone())))
+    })
+}
+
+fn as_stored(message: NewMessage, stored: Stored) -> Message {
+    let created_at: Timestamp = stored.created_at;
+    Message {
+        id: message.id,
+        conversation_id: message.conversation_id,
+        seq: stored.seq,
+        change_seq: stored.seq,
+        sender_id: message.sender_id,
+        client_message_id: message.client_message_id,
+        message_type: message.message_type,
+        content: Some(message.content),
+        parent_message_id: message.parent_message_id,
+        reply_count: 0,
+        mentions: message.mentions,
+        metadata: message.metadata,
+        created_at,
+        edited_at: None,
+        deleted_at: None,
+    }
+}

@@ -1,0 +1,220 @@
+//! All that must be durable before it is acknowledged, and what follows from it until every
+//! recipient has it proven.
+//!
+//! `lane` batches and commits; `dispatcher` publishes to the bus and hands on for absent users;
+//! `outbox` lets rows go after a grace and takes over what a dead node left; `proofs` settles what
+//! was proven; `reconcile` works off who is behind. Called by `http` and `ws` through
+//! [`WritePath`]; knows store, bus, presence and offline, which do not know each other.
+
+pub mod dispatcher;
+pub mod lane;
+pub mod members;
+pub mod outbox;
+pub mod proofs;
+pub mod reconcile;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::clock::Timestamp;
+use crate::ids::{ConversationId, MessageId, SessionId, UserId};
+use crate::protocol::code::Code;
+use crate::protocol::command::SendMessage;
+use crate::protocol::model::Message;
+use crate::protocol::problem::Problem;
+use crate::store::StoreError;
+use crate::store::types::{Change, ChangeOutcome, Changed, NewMessage, SendOutcome};
+use crate::telemetry::Metrics;
+use proofs::Proofs;
+
+/// Requests that may wait in a lane. Beyond, a send is refused at once: nothing was done.
+pub const LANE_QUEUE: usize = 4_096;
+
+/// An accepted send.
+#[derive(Clone, Debug)]
+pub enum Sent {
+    Created(Arc<Message>),
+    /// Sent before with the same `client_message_id` and body: the first message.
+    Repeated(Arc<Message>),
+}
+
+impl Sent {
+    pub fn message(&self) -> &Message {
+        match self {
+            Self::Created(message) | Self::Repeated(message) => message,
+        }
+    }
+}
+
+/// Called once, with what became of a send; must not wait.
+pub type Reply = Box<dyn FnOnce(Result<Sent, Problem>) + Send>;
+
+/// What waits in a lane.
+pub enum Request {
+    Send(PendingSend),
+    Change(PendingChange),
+}
+
+pub struct PendingSend {
+    pub message: NewMessage,
+    /// The session it came by, which gets no event of it.
+    pub origin: Option<SessionId>,
+    pub received: Instant,
+    pub reply: Reply,
+}
+
+pub struct PendingChange {
+    pub conversation_id: ConversationId,
+    pub change: Change,
+    pub received: Instant,
+    pub reply: oneshot::Sender<Result<ChangeOutcome, Problem>>,
+}
+
+/// The way in.
+#[derive(Clone)]
+pub struct WritePath {
+    lanes: Arc<[mpsc::Sender<Request>]>,
+    pub proofs: Proofs,
+    metrics: Metrics,
+}
+
+impl WritePath {
+    pub fn new(lanes: Vec<mpsc::Sender<Request>>, proofs: Proofs, metrics: Metrics) -> Self {
+        Self { lanes: lanes.into(), proofs, metrics }
+    }
+
+    /// All of a conversation's writes of this node go through one lane, in order.
+    fn lane(&self, conversation: ConversationId) -> &mpsc::Sender<Request> {
+        &self.lanes[conversation.slot() as usize % self.lanes.len()]
+    }
+
+    /// Submits a checked send and returns at once; `reply` is called after the commit, or now if
+    /// the lane is full.
+    pub fn send(&self, by: UserId, origin: Option<SessionId>, send: SendMessage, reply: Reply) {
+        let message = NewMessage {
+            id: MessageId::new(send.conversation_id, Timestamp::now()),
+            body_hash: send.body_hash(),
+            conversation_id: send.conversation_id,
+            sender_id: by,
+            client_message_id: send.client_message_id,
+            message_type: send.message_type,
+            content: send.content.unwrap_or_default(),
+            parent_message_id: send.parent_message_id,
+            mentions: send.mentions,
+            metadata: send.metadata,
+        };
+        let lane = self.lane(message.conversation_id);
+        let pending = PendingSend { message, origin, received: Instant::now(), reply };
+        if let Err(refused) = lane.try_send(Request::Send(pending)) {
+            let (Request::Send(pending), problem) = refusal(refused) else {
+                unreachable!("what comes back is what was sent")
+            };
+            self.metrics.sends.refused.of(problem.code).increment(1);
+            (pending.reply)(Err(problem));
+        }
+    }
+
+    /// Makes a change and waits for its outcome.
+    pub async fn change(
+        &self,
+        conversation_id: ConversationId,
+        change: Change,
+    ) -> Result<Changed, Problem> {
+        let (reply, outcome) = oneshot::channel();
+        let pending = PendingChange { conversation_id, change, received: Instant::now(), reply };
+        let lane = self.lane(conversation_id);
+        lane.try_send(Request::Change(pending)).map_err(|refused| refusal(refused).1)?;
+        let outcome = outcome.await.map_err(|_| store_problem_unavailable())??;
+        changed(outcome)
+    }
+}
+
+fn refusal(error: mpsc::error::TrySendError<Request>) -> (Request, Problem) {
+    match error {
+        mpsc::error::TrySendError::Full(request) => {
+            (request, Problem::new(Code::Busy, "too many writes wait already; try again shortly"))
+        }
+        mpsc::error::TrySendError::Closed(request) => {
+            (request, Problem::new(Code::Unavailable, "this node is stopping; use another"))
+        }
+    }
+}
+
+fn store_problem_unavailable() -> Problem {
+    Problem::new(Code::Unavailable, "the node stopped before the outcome was known; try again")
+}
+
+/// What a caller hears of a failure of the store; the details are in the log.
+pub fn store_problem(error: &StoreError) -> Problem {
+    match error {
+        StoreError::Unavailable { .. } | StoreError::Conflict(_) => Problem::new(
+            Code::Unavailable,
+            "the store cannot be reached; try again, with the same client_message_id",
+        ),
+        StoreError::Corrupt { .. } | StoreError::Login(_) | StoreError::Refused(_) => {
+            Problem::new(Code::Internal, "the store refused; the log of the node tells why")
+        }
+    }
+}
+
+/// What a caller hears of a send that was judged and not stored; None for those that were.
+fn refused(outcome: &SendOutcome) -> Option<Problem> {
+    Some(match outcome {
+        SendOutcome::Stored(_) | SendOutcome::Duplicate(_) => return None,
+        SendOutcome::DifferentBody => Problem {
+            field: Some("client_message_id".into()),
+            ..Problem::new(
+                Code::IdempotencyMismatch,
+                "this client_message_id was sent before with another body; use a new one",
+            )
+        },
+        SendOutcome::NotFound => Problem::conversation_not_found(),
+        SendOutcome::Forbidden => {
+            Problem::new(Code::Forbidden, "you may read this conversation but not write to it")
+        }
+        SendOutcome::ParentNotFound => Problem::invalid(
+            "parent_message_id",
+            "the parent is no message of this conversation that you can see",
+        ),
+        SendOutcome::ParentDeleted => {
+            Problem::invalid("parent_message_id", "the parent was deleted")
+        }
+        SendOutcome::MentionNotMember => {
+            Problem::invalid("mentions", "someone mentioned is not a member of this conversation")
+        }
+        SendOutcome::Again => Problem::new(
+            Code::Busy,
+            "the conversation's members keep changing; try again with the same client_message_id",
+        ),
+    })
+}
+
+fn changed(outcome: ChangeOutcome) -> Result<Changed, Problem> {
+    Err(match outcome {
+        ChangeOutcome::Changed(changed) => return Ok(changed),
+        // The seq 0 is of no change: the caller reads what is there.
+        ChangeOutcome::Unchanged(conversation_id) => {
+            return Ok(Changed {
+                conversation_id,
+                seq: 0,
+                at: Timestamp::now(),
+                members_version: 0,
+            });
+        }
+        ChangeOutcome::NotFound => Problem::conversation_not_found(),
+        ChangeOutcome::Forbidden => {
+            Problem::new(Code::Forbidden, "your role in this conversation does not allow it")
+        }
+        ChangeOutcome::MemberNotFound => {
+            Problem::new(Code::NotFound, "this user is not a member of the conversation")
+        }
+        ChangeOutcome::TooLarge => {
+            Problem::invalid("user_ids", "the group would have more members than allowed")
+        }
+        ChangeOutcome::Direct => {
+            Problem::new(Code::Conflict, "a direct conversation keeps its two members, and no title")
+        }
+    })
+}

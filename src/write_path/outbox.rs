@@ -1,0 +1,119 @@
+//! The outbox's rows: let go a grace after their one attempt, and taken over from nodes that died
+//! between the commit and the dispatch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::dispatcher::{Dispatcher, Event};
+use crate::clock::Timestamp;
+use crate::ids::OutboxId;
+use crate::store::StoreError;
+use crate::store::types::{ChangeKind, Changed, OutboxRow};
+
+/// Rows let go by one statement.
+const ROWS: usize = 256;
+/// Rows taken over at a time.
+const CLAIM: u32 = 32;
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// Attempts that may wait for their grace; beyond, dispatch waits.
+pub const ATTEMPTED_QUEUE: usize = 65_536;
+
+/// Lets attempted rows go once their grace is over: whoever lacks a message by then is a laggard.
+/// Until `stop`; what is still in its grace then is let go at once, so that a node that stops
+/// leaves nothing behind to wait for.
+pub async fn settle_attempted(
+    dispatcher: Arc<Dispatcher>,
+    mut attempted: mpsc::Receiver<(Instant, OutboxId)>,
+    grace: Duration,
+    stop: CancellationToken,
+) {
+    let due = |at: Instant| stop.is_cancelled() || at + grace <= Instant::now();
+    let mut next = None;
+    loop {
+        if next.is_none() {
+            next = tokio::select! {
+                next = attempted.recv() => next,
+                () = stop.cancelled(), if !attempted.is_closed() => {
+                    attempted.close();
+                    continue;
+                }
+            };
+        }
+        let Some((at, row)) = next.take() else { return };
+        tokio::select! {
+            () = tokio::time::sleep_until(at + grace) => {}
+            () = stop.cancelled() => {}
+        }
+        let mut rows = vec![row];
+        // Rows come in the order of their attempts: the first that is not due ends the batch.
+        while rows.len() < ROWS {
+            match attempted.try_recv() {
+                Ok((at, row)) if due(at) => rows.push(row),
+                Ok(later) => {
+                    next = Some(later);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        if let Err(error) = dispatcher.store.settle_outbox(&rows).await {
+            // Their leases run out, and the sweeper takes them.
+            tracing::warn!(%error, rows = rows.len(), "outbox rows were not let go");
+        }
+    }
+}
+
+/// Takes over rows whose lease ran out. Messages go on as laggards, due at once; other changes,
+/// which nobody proves, are published once more. Until `stop`.
+pub async fn sweep(dispatcher: Arc<Dispatcher>, lease: Duration, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match take_over(&dispatcher, lease).await {
+            Ok(0) => {}
+            Ok(rows) => {
+                tracing::info!(rows, "took over outbox rows of a node that left them");
+                ticks.reset_immediately();
+            }
+            Err(error) => tracing::warn!(%error, "the outbox could not be swept"),
+        }
+        if let Ok((rows, age)) = dispatcher.store.outbox_state().await {
+            dispatcher.metrics.dispatch.outbox_rows.set(rows as f64);
+            dispatcher.metrics.dispatch.outbox_oldest.set(age.as_secs_f64());
+        }
+    }
+}
+
+async fn take_over(dispatcher: &Arc<Dispatcher>, lease: Duration) -> Result<usize, StoreError> {
+    let rows = dispatcher.store.claim_outbox(CLAIM, lease).await?;
+    if rows.is_empty() {
+        return Ok(0);
+    }
+    dispatcher.dispatch(&changes(&rows)).await?;
+    let ids: Vec<OutboxId> = rows.iter().map(|row| row.id).collect();
+    dispatcher.store.settle_outbox(&ids).await?;
+    Ok(rows.len())
+}
+
+fn changes(rows: &[OutboxRow]) -> Vec<Event> {
+    let entries = rows.iter().flat_map(|row| &row.entries);
+    let changes = entries.filter(|entry| entry.kind == ChangeKind::ConversationUpdated);
+    let changed = changes.map(|entry| {
+        Event::Conversation(Changed {
+            conversation_id: entry.conversation_id,
+            seq: entry.seq,
+            at: Timestamp::now(),
+            // Unknown: the members are read anew.
+            members_version: i64::MAX,
+        })
+    });
+    changed.collect()
+}

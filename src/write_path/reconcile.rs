@@ -1,0 +1,233 @@
+//! Closes the loop for members who are behind: published again while a device is live, handed
+//! over when none is, until `settled_seq` has caught up. Any live node claims what is due.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::dispatcher::{Dispatcher, message_envelope, recipient};
+use crate::bus::{Class, Classic, Envelope, Head};
+use crate::clock::Timestamp;
+use crate::config::DeliveryConfig;
+use crate::ids::UserId;
+use crate::offline::Reason;
+use crate::presence::Status;
+use crate::protocol::event::Event;
+use crate::store::StoreError;
+use crate::store::types::{Laggard, Proof, Run};
+use crate::telemetry::metrics::LaggardOutcome;
+
+const EVERY: Duration = Duration::from_millis(500);
+const CLAIM: u32 = 128;
+/// How long a claim is this node's; far longer than working one off takes.
+const CLAIM_LEASE: Duration = Duration::from_secs(60);
+/// Messages published again, or handed over, at a time for one member.
+const PAGE: u32 = 100;
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// How soon to look again when presence is not known.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(2);
+
+/// What is to be done about one laggard.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Step {
+    /// A device is live, and it lacks little.
+    Republish,
+    /// A device is live, and it lacks so much that it reads by itself.
+    Resync,
+    HandOver(Reason),
+    Later,
+}
+
+fn step(laggard: &Laggard, status: &Status, offline_after: Duration) -> Step {
+    match status {
+        Status::Offline { .. } => Step::HandOver(Reason::Absent),
+        _ if laggard.age >= offline_after => Step::HandOver(Reason::Late),
+        Status::Unknown => Step::Later,
+        Status::Online(_) if laggard.behind > i64::from(PAGE) => Step::Resync,
+        Status::Online(_) => Step::Republish,
+    }
+}
+
+/// Until `stop`.
+pub async fn run(dispatcher: Arc<Dispatcher>, delivery: DeliveryConfig, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match work_off(&dispatcher, &delivery).await {
+            Ok(claimed) if claimed == CLAIM as usize => ticks.reset_immediately(),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "laggards could not be worked off"),
+        }
+        if let Ok((rows, overdue)) = dispatcher.store.laggards_state().await {
+            dispatcher.metrics.dispatch.laggards_rows.set(rows as f64);
+            dispatcher.metrics.dispatch.laggards_overdue.set(overdue.as_secs_f64());
+        }
+    }
+}
+
+async fn work_off(dispatcher: &Arc<Dispatcher>, delivery: &DeliveryConfig) -> Result<usize, StoreError> {
+    let laggards = dispatcher.store.claim_laggards(CLAIM, CLAIM_LEASE).await?;
+    if laggards.is_empty() {
+        return Ok(0);
+    }
+    let users: Vec<UserId> = laggards.iter().map(|laggard| laggard.user_id).collect();
+    let status = dispatcher.presence.status(&users).await;
+    let mut postponed = Vec::new();
+    for (laggard, status) in laggards.iter().zip(&status) {
+        let step = step(laggard, status, delivery.offline_after);
+        let done = match take(dispatcher, laggard, step).await {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::warn!(%error, user.id = %laggard.user_id, "a laggard stays behind");
+                false
+            }
+        };
+        if !done {
+            let pause = match step {
+                Step::Later => UNKNOWN_PAUSE,
+                _ => backoff(delivery.settle_grace, laggard.tries),
+            };
+            postponed.push((laggard.user_id, laggard.conversation_id, pause));
+        }
+    }
+    dispatcher.store.postpone_laggards(&postponed).await?;
+    Ok(laggards.len())
+}
+
+fn backoff(grace: Duration, tries: i32) -> Duration {
+    let doubled = grace.saturating_mul(1 << tries.clamp(0, 16));
+    doubled.min(MAX_BACKOFF)
+}
+
+/// True if the laggard is settled; its row is gone then.
+async fn take(
+    dispatcher: &Arc<Dispatcher>,
+    laggard: &Laggard,
+    step: Step,
+) -> Result<bool, StoreError> {
+    dispatcher.metrics.dispatch.laggards.of(step.outcome()).increment(1);
+    match step {
+        Step::Later => Ok(false),
+        Step::Republish => republish(dispatcher, laggard).await,
+        Step::Resync => {
+            let conversations = [laggard.conversation_id];
+            let resync = Event::Resync { conversations: Some(&conversations) };
+            let head = Head {
+                class: Class::Ephemeral,
+                conversation_id: laggard.conversation_id,
+                sender_id: laggard.user_id,
+                origin: None,
+                lo: 0,
+                hi: 0,
+            };
+            let envelope = Envelope { head, full: resync.encode(), classic: Classic::None };
+            dispatcher.bus.publish(&[(laggard.user_id, envelope.encode())]).await;
+            Ok(false)
+        }
+        Step::HandOver(reason) => hand_over(dispatcher, laggard, reason).await,
+    }
+}
+
+async fn republish(dispatcher: &Arc<Dispatcher>, laggard: &Laggard) -> Result<bool, StoreError> {
+    let Laggard { user_id, conversation_id, settled_seq, .. } = *laggard;
+    let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
+    let envelopes = lacking.iter().map(|message| {
+        (user_id, message_envelope(message, None).encode())
+    });
+    let envelopes: Vec<_> = envelopes.collect();
+    dispatcher.bus.publish(&envelopes).await;
+    // Its proof removes the row.
+    Ok(false)
+}
+
+async fn hand_over(
+    dispatcher: &Arc<Dispatcher>,
+    laggard: &Laggard,
+    reason: Reason,
+) -> Result<bool, StoreError> {
+    let Laggard { user_id, conversation_id, mut settled_seq, .. } = *laggard;
+    let muted = laggard.muted_until.is_some_and(|until| until > Timestamp::now());
+    loop {
+        let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
+        let Some(last) = lacking.last().map(|message| message.seq) else { return Ok(true) };
+        let more = lacking.len() == PAGE as usize;
+        let count = lacking.len();
+        let records = lacking.into_iter().map(|message| {
+            let recipients = vec![recipient(&message, user_id, muted)];
+            dispatcher.hand_over(Arc::new(message), recipients, reason)
+        });
+        let confirmed = futures_util::future::join_all(records).await;
+        if confirmed.iter().map(Vec::len).sum::<usize>() < count {
+            return Ok(false);
+        }
+        // All that lies between is confirmed now, or is the user's own.
+        let run = Run {
+            conversation_id,
+            user_id,
+            lo: settled_seq + 1,
+            hi: last,
+            proof: Proof::Offline,
+        };
+        dispatcher.store.settle(&[run]).await?;
+        if !more {
+            return Ok(true);
+        }
+        settled_seq = last;
+    }
+}
+
+impl Step {
+    fn outcome(self) -> LaggardOutcome {
+        match self {
+            Self::Republish => LaggardOutcome::Republished,
+            Self::Resync => LaggardOutcome::Resync,
+            Self::HandOver(_) => LaggardOutcome::Offline,
+            Self::Later => LaggardOutcome::Postponed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ConversationId;
+
+    fn laggard(age: u64, behind: i64) -> Laggard {
+        Laggard {
+            user_id: UserId(uuid::Uuid::from_u128(1)),
+            conversation_id: ConversationId(uuid::Uuid::from_u128(2)),
+            tries: 0,
+            settled_seq: 1,
+            last_seq: 9,
+            age: Duration::from_secs(age),
+            behind,
+            muted_until: None,
+        }
+    }
+
+    #[test]
+    fn absence_unknown_waits_until_it_is_too_late() {
+        let after = Duration::from_secs(30);
+        let online = Status::Online(Vec::new());
+        let offline = Status::Offline { last_seen: None };
+        assert_eq!(step(&laggard(1, 1), &online, after), Step::Republish);
+        assert_eq!(step(&laggard(1, 101), &online, after), Step::Resync);
+        assert_eq!(step(&laggard(31, 1), &online, after), Step::HandOver(Reason::Late));
+        assert_eq!(step(&laggard(1, 1), &offline, after), Step::HandOver(Reason::Absent));
+        assert_eq!(step(&laggard(1, 1), &Status::Unknown, after), Step::Later);
+        assert_eq!(step(&laggard(31, 1), &Status::Unknown, after), Step::HandOver(Reason::Late));
+    }
+
+    #[test]
+    fn the_pause_doubles_up_to_a_minute() {
+        let grace = Duration::from_secs(5);
+        assert_eq!(backoff(grace, 0), grace);
+        assert_eq!(backoff(grace, 2), grace * 4);
+        assert_eq!(backoff(grace, 30), MAX_BACKOFF);
+    }
+}

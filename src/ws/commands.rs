@@ -1,0 +1,83 @@
+//! What a client's messages make happen. The read loop never waits for the store: it submits and
+//! goes on, and the answer comes through the queue.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use serde_json::json;
+
+use super::Node;
+use super::reader::Faults;
+use super::session::Session;
+use crate::clock::Timestamp;
+use crate::protocol::code::{CloseCode, Code};
+use crate::protocol::command::{self, Command};
+use crate::protocol::event::{self, Event};
+use crate::protocol::problem::Problem;
+
+/// Acts on one whole message. Waits only for room among the session's commands in flight, so that
+/// a client that sends faster than it is answered is slowed down by its own socket.
+pub async fn on_message(
+    mut message: BytesMut,
+    session: &Arc<Session>,
+    node: &Arc<Node>,
+    faults: &mut Faults,
+) -> Result<(), CloseCode> {
+    let limit = node.limits.max_frame_bytes;
+    if message.len() > limit {
+        let size = message.len();
+        let detail = format!("the frame has {size} bytes, at most {limit} are allowed");
+        session.answer(event::error(None, &Problem::new(Code::TooLarge, detail)));
+        return Ok(());
+    }
+    // Fragments and binary frames have not been checked yet; text in binary frames is text.
+    if std::str::from_utf8(&message).is_err() {
+        return Err(CloseCode::InvalidUtf8);
+    }
+    let frame = command::decode(&mut message, &node.limits);
+    let reference = frame.reference;
+    match frame.command {
+        Ok(command) => on_command(command, reference, session, node).await,
+        Err(problem) => {
+            session.answer(event::error(reference.as_deref(), &problem));
+            if matches!(problem.code, Code::Malformed | Code::UnknownCommand) {
+                faults.add()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn on_command(
+    command: Command,
+    reference: Option<String>,
+    session: &Arc<Session>,
+    node: &Arc<Node>,
+) {
+    match command {
+        Command::Ping => {
+            session.answer(Event::Pong { timestamp: Timestamp::now() }.encode());
+            if let Some(reference) = reference {
+                session.answer(event::ok(&reference, json!({})));
+            }
+        }
+        Command::SendMessage(send) => {
+            let room = session.in_flight.acquire().await;
+            room.expect("the semaphore is never closed").forget();
+            let answered = session.clone();
+            let reply = Box::new(move |result: Result<crate::write_path::Sent, Problem>| {
+                answered.in_flight.add_permits(1);
+                match (result, &reference) {
+                    (Ok(sent), Some(reference)) => {
+                        answered.answer(event::ok(reference, json!({ "message": sent.message() })));
+                    }
+                    (Ok(_), None) => {}
+                    (Err(problem), reference) => {
+                        answered.answer(event::error(reference.as_deref(), &problem));
+                    }
+                }
+            });
+            node.write_path.send(session.user_id, Some(session.id), send, reply);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The one timer of all sockets: pings those that were silent, ends those that did not answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastwebsockets::OpCode;
+use tokio_util::sync::CancellationToken;
+
+use super::hub::Hub;
+use super::outbound::{Item, Pushed};
+use crate::protocol::code::CloseCode;
+
+/// Silence is judged at this part of the interval: a ping goes out at most so much late.
+const TICKS_PER_INTERVAL: u32 = 5;
+
+/// Until `stop`: a session silent for `interval` is pinged, and ended `timeout` later unless it
+/// was heard of.
+pub async fn run(hub: Arc<Hub>, interval: Duration, timeout: Duration, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval((interval / TICKS_PER_INTERVAL).min(timeout));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        hub.for_each(|session| {
+            let silent = session.silence();
+            if silent >= interval + timeout {
+                session.queue.end(CloseCode::HeartbeatMissed);
+            } else if silent >= interval && session.ask_for_life() {
+                let ping = Item::control(OpCode::Ping, Bytes::new());
+                // A queue too full for a ping belongs to a session that is being ended.
+                let _: Pushed = session.queue.push(ping);
+            }
+        });
+    }
+}

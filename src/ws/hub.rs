@@ -1,0 +1,144 @@
+//! The sockets of this node: user -> sessions, sharded.
+//!
+//! A session is here from before its bus subscription until it leaves. `deliver` is called by the
+//! bus, in its own task: it never waits, and locks are held only to look up and to queue.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::bus::{Classic, Envelope, Inbox};
+use crate::ids::{SessionId, UserId};
+use crate::protocol::code::CloseCode;
+use crate::telemetry::Metrics;
+
+use super::outbound::{Class, Item, Place, Pushed};
+use super::session::Session;
+
+/// Enough that two cores seldom meet, few enough to walk at each tick of the heartbeat.
+const SHARDS: usize = 64;
+
+type Shard = HashMap<UserId, Vec<Arc<Session>>>;
+
+pub struct Hub {
+    shards: Vec<Mutex<Shard>>,
+    metrics: Metrics,
+}
+
+impl Hub {
+    pub fn new(metrics: Metrics) -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), metrics }
+    }
+
+    fn lock(&self, shard: usize) -> MutexGuard<'_, Shard> {
+        // Nothing in here panics half-way through a change.
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, user: UserId) -> MutexGuard<'_, Shard> {
+        self.lock((user.hash() >> 32) as usize % SHARDS)
+    }
+
+    /// Adds the session and takes out an older one of the same device, which is to be closed.
+    pub fn insert(&self, session: Arc<Session>) -> Option<Arc<Session>> {
+        let mut shard = self.of(session.user_id);
+        let sessions = shard.entry(session.user_id).or_insert_with(|| Vec::with_capacity(1));
+        let older = sessions.iter().position(|other| other.device_id == session.device_id);
+        let older = older.map(|at| sessions.swap_remove(at));
+        sessions.push(session);
+        older
+    }
+
+    /// Compares the session's own id: a session that was replaced removes nothing.
+    pub fn remove(&self, session: &Session) {
+        let mut shard = self.of(session.user_id);
+        if let Some(sessions) = shard.get_mut(&session.user_id) {
+            sessions.retain(|other| other.id != session.id);
+            if sessions.is_empty() {
+                shard.remove(&session.user_id);
+            }
+        }
+    }
+
+    /// Ends one session of a user, if it is here.
+    pub fn end(&self, user: UserId, session: SessionId, code: CloseCode) {
+        if let Some(sessions) = self.of(user).get(&user) {
+            sessions.iter().filter(|s| s.id == session).for_each(|s| s.queue.end(code));
+        }
+    }
+
+    /// Walks all sessions, one shard at a time.
+    pub fn for_each(&self, mut visit: impl FnMut(&Arc<Session>)) {
+        for shard in 0..SHARDS {
+            for sessions in self.lock(shard).values() {
+                sessions.iter().for_each(&mut visit);
+            }
+        }
+    }
+
+    /// All sessions of this moment.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        let mut all = Vec::new();
+        self.for_each(|session| all.push(session.clone()));
+        all
+    }
+
+    fn queue(&self, session: &Session, item: Item) {
+        match session.queue.push(item) {
+            Pushed::Queued => {}
+            Pushed::Dropped => self.metrics.sockets.queue_dropped.increment(1),
+            Pushed::Resync => self.metrics.sockets.slow_consumers.increment(1),
+            Pushed::Overflow => self.metrics.sockets.slow_consumers.increment(1),
+        }
+    }
+}
+
+impl Inbox for Hub {
+    fn deliver(&self, user: UserId, envelope: Envelope) {
+        let head = &envelope.head;
+        if let crate::bus::Class::Control = head.class {
+            // The one order there is: this device came back with a younger session elsewhere.
+            if let Some(session) = head.origin {
+                self.end(user, session, CloseCode::Replaced);
+            }
+            return;
+        }
+        let class = match head.class {
+            crate::bus::Class::Ephemeral => Class::Ephemeral,
+            // One's own messages extend a run without proof.
+            _ if head.sender_id == user => Class::Stored(None),
+            _ => Class::Stored(Some(Place {
+                conversation_id: head.conversation_id,
+                lo: head.lo,
+                hi: head.hi,
+            })),
+        };
+        let shard = self.of(user);
+        for session in shard.get(&user).into_iter().flatten() {
+            if Some(session.id) == head.origin {
+                continue;
+            }
+            match &envelope.classic {
+                Classic::Own(frames) if session.classic => {
+                    for frame in frames {
+                        self.queue(session, Item::text(frame.clone(), class));
+                    }
+                }
+                Classic::None if session.classic => {}
+                _ => self.queue(session, Item::text(envelope.full.clone(), class)),
+            }
+        }
+    }
+
+    /// Events may have been lost: everyone reads again what they missed.
+    fn on_gap(&self) {
+        let resync = crate::protocol::event::Event::Resync { conversations: None }.encode();
+        self.for_each(|session| {
+            if session.classic {
+                session.queue.end(CloseCode::Resync);
+            } else {
+                self.queue(session, Item::text(resync.clone(), Class::Answer));
+            }
+        });
+        self.metrics.sockets.gaps.increment(1);
+    }
+}

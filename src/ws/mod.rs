@@ -1,0 +1,65 @@
+//! One socket's life, and the sockets of this node.
+//!
+//! `upgrade` lets a socket in, `session` runs it by a `reader` and a `writer` in one task, `hub`
+//! finds the sessions of a user, `outbound` bounds what waits for each, `heartbeat` is the one
+//! timer of all. An idle socket holds its task, its handle and no buffer.
+
+pub mod commands;
+pub mod heartbeat;
+pub mod hub;
+pub mod outbound;
+pub mod reader;
+pub mod session;
+pub mod upgrade;
+pub mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::auth::Authenticator;
+use crate::bus::Bus;
+use crate::config::Config;
+use crate::offline::Offline;
+use crate::presence::Presence;
+use crate::protocol::event::Limits;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+use crate::write_path::WritePath;
+use hub::Hub;
+use outbound::Bounds;
+
+/// The handles a session or a request needs; made once by `app`.
+pub struct Node {
+    pub config: Arc<Config>,
+    /// What a client may send, as `hello` tells it.
+    pub limits: Limits,
+    pub auth: Authenticator,
+    pub hub: Arc<Hub>,
+    pub bus: Bus,
+    pub presence: Presence,
+    pub store: Store,
+    pub store_epoch: Uuid,
+    pub offline: Offline,
+    pub write_path: WritePath,
+    pub metrics: Metrics,
+    /// Every session's task; the stop waits for it.
+    pub sessions: TaskTracker,
+    /// Set when this node takes no new sockets and requests any more.
+    pub stopping: CancellationToken,
+    /// Sockets that are open or being opened, against `MAX_CONNECTIONS`.
+    pub sockets: AtomicUsize,
+}
+
+impl Node {
+    pub fn queue_bounds(&self) -> Bounds {
+        let ws = &self.config.ws;
+        Bounds {
+            frames: u32::try_from(ws.buffer_messages).unwrap_or(u32::MAX),
+            bytes: u32::try_from(ws.buffer_bytes).unwrap_or(u32::MAX),
+        }
+    }
+}

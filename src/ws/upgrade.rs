@@ -1,0 +1,127 @@
+//! Lets a socket in: origin, identity, room; then the bare TCP stream, without hyper's buffers.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::Node;
+use super::session::{self, Opening};
+use crate::protocol::code::Code;
+use crate::protocol::problem::Problem;
+
+/// Clients that offer it get every event; those that do not are classic ones.
+const SUBPROTOCOL: &str = "tidings.v1.json";
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a platform's or an app version's name.
+const MAX_NAME_BYTES: usize = 32;
+
+/// Answers the handshake, and runs the session once the connection is the socket's.
+pub fn upgrade(
+    node: &Arc<Node>,
+    mut request: Request<Incoming>,
+    peer: IpAddr,
+) -> Result<Response<Full<Bytes>>, Problem> {
+    if !fastwebsockets::upgrade::is_upgrade_request(&request) {
+        return Err(Problem::new(Code::UpgradeRequired, "/ws is for WebSockets"));
+    }
+    node.auth.admit_origin(request.headers())?;
+    let opening = opening(node, &request, peer)?;
+    let place = Place::take(node.clone())?;
+    let full = !opening.classic;
+    let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request)
+        .map_err(|error| Problem::new(Code::Malformed, format!("no WebSocket handshake: {error}")))?;
+    let started = tokio::time::Instant::now();
+    node.sessions.spawn(async move {
+        let upgraded = tokio::time::timeout(UPGRADE_TIMEOUT, upgraded).await;
+        // The client went away between its request and our answer.
+        let Ok(Ok(socket)) = upgraded else { return };
+        let upgraded = socket.into_inner().into_inner();
+        let parts = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => parts,
+            Err(_) => unreachable!("every connection is served on a TCP stream"),
+        };
+        place.0.metrics.sockets.handshake.record(started.elapsed());
+        let stream = parts.io.into_inner();
+        session::run(place.0.clone(), stream, parts.read_buf, opening).await;
+    });
+    let (mut head, _) = response.into_parts();
+    if full {
+        head.headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(Response::from_parts(head, Full::default()))
+}
+
+/// One of the `MAX_CONNECTIONS`, given back when dropped.
+struct Place(Arc<Node>);
+
+impl Place {
+    fn take(node: Arc<Node>) -> Result<Self, Problem> {
+        if node.stopping.is_cancelled() {
+            return Err(Problem::new(Code::Unavailable, "this node is stopping; use another"));
+        }
+        let place = Self(node);
+        let before = place.0.sockets.fetch_add(1, Ordering::Relaxed);
+        if before >= place.0.config.ws.max_connections {
+            return Err(Problem::new(Code::Busy, "this node holds as many sockets as it may"));
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn opening(node: &Node, request: &Request<Incoming>, peer: IpAddr) -> Result<Opening, Problem> {
+    let headers = request.headers();
+    let query = |name: &str| {
+        // Browsers cannot set headers on a socket: in dev mode they give them in the query.
+        let query = request.uri().query().filter(|_| node.auth.is_dev())?;
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    };
+    let given = |header: &str, name: &'static str| -> Result<Option<String>, Problem> {
+        match headers.get(header) {
+            Some(value) => match value.to_str() {
+                Ok(value) => Ok(Some(value.to_owned())),
+                Err(_) => Err(Problem::invalid(name, "holds characters outside ASCII")),
+            },
+            None => Ok(query(name)),
+        }
+    };
+    let name = |header: &str, name: &'static str| -> Result<Option<Box<str>>, Problem> {
+        let value = given(header, name)?.filter(|value| !value.is_empty());
+        if value.as_ref().is_some_and(|value| value.len() > MAX_NAME_BYTES) {
+            return Err(Problem::invalid(name, format!("has more than {MAX_NAME_BYTES} bytes")));
+        }
+        Ok(value.map(Into::into))
+    };
+    let identity = node.auth.identify(headers, peer, query("user_id").as_deref())?;
+    let device_id = given("x-device-id", "device_id")?.filter(|device| !device.is_empty());
+    let device_id = device_id.map(|device| {
+        device.parse().map_err(|detail: String| Problem::invalid("device_id", detail))
+    });
+    Ok(Opening {
+        user_id: identity.user_id(),
+        device_id: device_id.transpose()?,
+        platform: name("x-platform", "platform")?,
+        app_version: name("x-app-version", "app_version")?,
+        classic: !offers_subprotocol(headers),
+    })
+}
+
+fn offers_subprotocol(headers: &HeaderMap) -> bool {
+    let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut names = offers.filter_map(|value| value.to_str().ok()).flat_map(|list| list.split(','));
+    names.any(|name| name.trim() == SUBPROTOCOL)
+}

@@ -1,0 +1,156 @@
+//! Frames out: all that waits goes out in as few system calls as the kernel takes.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use fastwebsockets::{Frame, OpCode, Payload};
+use tokio::net::tcp::WriteHalf;
+
+use super::Node;
+use super::outbound::{Class, Item};
+use super::session::Session;
+use crate::protocol::code::CloseCode;
+use crate::store::types::{Proof, Run};
+use crate::telemetry::metrics::{Direction, Stage};
+
+/// Frames in one system call; two slices each, far below the kernel's limit of 1,024.
+const FRAMES_PER_WRITE: usize = 64;
+/// The longest head of a server's frame.
+const MAX_HEAD: usize = 10;
+/// A socket that takes not one byte for so long is given up.
+const STALL: Duration = Duration::from_secs(30);
+
+/// Until the queue ends or the socket does. The head of the write half: nobody else writes.
+pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
+    loop {
+        let taken = session.queue.take().await;
+        // Boxed: an idle session is not to hold what a write needs.
+        if Box::pin(write(&mut half, &taken.items, node)).await.is_err() {
+            session.queue.end(CloseCode::Lost);
+            return;
+        }
+        session.queue.written(&taken.items);
+        prove(&taken.items, session, node);
+        let Some(code) = taken.end else { continue };
+        if code != CloseCode::Lost {
+            Box::pin(close(&mut half, code, node)).await;
+        }
+        return;
+    }
+}
+
+async fn write(half: &mut WriteHalf<'_>, items: &VecDeque<Item>, node: &Node) -> io::Result<()> {
+    let mut progress = Progress::default();
+    loop {
+        match progress.try_write(half, items) {
+            Ok(()) if progress.item == items.len() => break,
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::timeout(STALL, half.writable()).await??;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let sockets = &node.metrics.sockets;
+    sockets.frames.of(Direction::Out).increment(items.len() as u64);
+    sockets.bytes.of(Direction::Out).increment(progress.written);
+    Ok(())
+}
+
+/// How far a batch of frames is written.
+#[derive(Default)]
+struct Progress {
+    item: usize,
+    /// Bytes of that item, head and payload, which are out already.
+    offset: usize,
+    written: u64,
+}
+
+impl Progress {
+    /// One system call. Not async, so that its arrays live on the stack only.
+    fn try_write(&mut self, half: &WriteHalf<'_>, items: &VecDeque<Item>) -> io::Result<()> {
+        let mut heads = [[0u8; MAX_HEAD]; FRAMES_PER_WRITE];
+        let mut sizes = [0usize; FRAMES_PER_WRITE];
+        let frames = items.range(self.item..).take(FRAMES_PER_WRITE);
+        for ((item, head), size) in frames.clone().zip(&mut heads).zip(&mut sizes) {
+            let payload = Payload::Borrowed(&item.bytes);
+            *size = Frame::new(true, item.opcode, None, payload).fmt_head(head);
+        }
+        let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE * 2];
+        let mut filled = 0;
+        let mut skip = self.offset;
+        for ((item, head), size) in frames.zip(&heads).zip(sizes) {
+            for part in [&head[..size], &item.bytes[..]] {
+                let skipped = skip.min(part.len());
+                skip -= skipped;
+                slices[filled] = IoSlice::new(&part[skipped..]);
+                filled += 1;
+            }
+        }
+        if filled == 0 {
+            return Ok(());
+        }
+        let mut written = half.try_write_vectored(&slices[..filled])?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.written += written as u64;
+        written += self.offset;
+        for (at, size) in sizes.into_iter().enumerate().take(filled / 2) {
+            let whole = size + items[self.item].bytes.len();
+            debug_assert!(at < FRAMES_PER_WRITE);
+            if written < whole {
+                break;
+            }
+            written -= whole;
+            self.item += 1;
+        }
+        self.offset = written;
+        Ok(())
+    }
+}
+
+/// What was written whole counts as proven.
+fn prove(items: &VecDeque<Item>, session: &Session, node: &Node) {
+    let written = node.metrics.stages.stage.of(Stage::PublishedWritten);
+    for item in items {
+        let Class::Stored(place) = item.class else { continue };
+        written.record(item.queued.elapsed());
+        let Some(place) = place else { continue };
+        node.write_path.proofs.add(Run {
+            conversation_id: place.conversation_id,
+            user_id: session.user_id,
+            lo: place.lo,
+            hi: place.hi,
+            proof: Proof::Device,
+        });
+    }
+}
+
+/// Says goodbye, and lets the client read it: a socket closed with unread input is reset, and the
+/// reset may overtake the close frame, so the reader drains it until the client ends, or a moment.
+async fn close(half: &mut WriteHalf<'_>, code: CloseCode, node: &Node) {
+    use tokio::io::AsyncWriteExt;
+    let mut payload = code.number().to_be_bytes().to_vec();
+    payload.extend_from_slice(code.reason().as_bytes());
+    let frame = VecDeque::from([Item::control(OpCode::Close, payload.into())]);
+    if write(half, &frame, node).await.is_ok() {
+        let _ = half.shutdown().await;
+        let drained = async {
+            let stream: &tokio::net::TcpStream = half.as_ref();
+            let mut scrap = [0u8; 256];
+            loop {
+                if stream.readable().await.is_err() {
+                    return;
+                }
+                match stream.try_read(&mut scrap) {
+                    Ok(0) => return,
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                    _ => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), drained).await;
+    }
+}

@@ -1,0 +1,23 @@
+//! Where the real services are: `scripts/test` starts them and says so in `TEST_*` variables.
+
+/// The Postgres in which tests make databases of their own; None in an embedded-only run.
+pub fn postgres() -> Option<String> {
+    address("TEST_DATABASE_URL")
+}
+
+/// A test that could not run must never look like one that passed: without the variable it fails,
+/// unless the run was asked to be embedded only.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests have no config to read the environment for them"
+)]
+fn address(variable: &str) -> Option<String> {
+    if let Ok(address) = std::env::var(variable) {
+        return Some(address);
+    }
+    if std::env::var("TIDINGS_TEST_EMBEDDED_ONLY").is_ok_and(|value| value == "1") {
+        println!("did not run: {variable} is not set, and this run is embedded only");
+        return None;
+    }
+    panic!("{variable} is not set: run scripts/test, which starts the services");
+}

@@ -1,0 +1,4 @@
+//! Promises, tested on real services and on the embedded ones.
+
+mod harness;
+mod store;
