@@ -135,6 +135,8 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let started = Instant::now();
     open_all(&run, &mut tasks, &mut progress).await;
     let opened = run.opened.load(Relaxed);
+    let failures = run.ends.lock().expect("no holder panics").clone();
+    ensure!(opened > 0, "no socket could be opened: {failures:?}");
     let connect_seconds = started.elapsed().as_secs_f64();
     let connected = watch.sample()?;
     sleep(SETTLE).await;
