@@ -87,38 +87,26 @@ impl App {
         let fault = CancellationToken::new();
         let stages = Stages::new(&fault);
         let (metrics, exporter) = Metrics::new();
-        let store = open_store(&config).await?;
+        let store = open_store(&config, &metrics).await?;
         let store_epoch = store.epoch().await.context("the store's epoch")?;
 
         let hub = Arc::new(Hub::new(metrics.clone()));
         let bus_stage = &stages.bus;
-        let bus = Bus::connect(
-            &config.bus,
-            hub.clone(),
-            bus_stage.stop.clone(),
-            &bus_stage.tasks,
-        )
-        .await
-        .context("REDIS_URL")?;
+        let bus = Bus::connect(&config.bus, hub.clone(), bus_stage.stop.clone(), &bus_stage.tasks)
+            .await
+            .context("REDIS_URL")?;
         let presence_stage = &stages.presence;
-        let presence = Presence::connect(
-            &config.presence,
-            presence_stage.stop.clone(),
-            &presence_stage.tasks,
-        )
-        .await
-        .context("REDIS_URL")?;
+        let presence =
+            Presence::connect(&config.presence, presence_stage.stop.clone(), &presence_stage.tasks)
+                .await
+                .context("REDIS_URL")?;
         let offline_stage = &stages.offline;
-        let offline = Offline::connect(
-            &config.offline,
-            &metrics,
-            &offline_stage.tasks,
-        )
-        .await
-        .context(match config.offline {
-            OfflineConfig::Kafka { .. } => "KAFKA_BROKERS",
-            OfflineConfig::File { .. } => "DATA_DIR",
-        })?;
+        let offline = Offline::connect(&config.offline, &metrics, &offline_stage.tasks)
+            .await
+            .context(match config.offline {
+                OfflineConfig::Kafka { .. } => "KAFKA_BROKERS",
+                OfflineConfig::File { .. } => "DATA_DIR",
+            })?;
 
         let proofs = Proofs::new(metrics.clone());
         let (attempted, attempts) = mpsc::channel(outbox::ATTEMPTED_QUEUE);
@@ -158,10 +146,9 @@ impl App {
         stages.proofs.spawn("proofs", proofs.clone().run(store.clone(), grace, stop));
         let spawn = |task, work| stages.outbox.spawn(task, work);
         let stop = || stages.outbox.stop.clone();
-        stages.outbox.spawn(
-            "settle",
-            outbox::settle_attempted(dispatcher.clone(), attempts, grace, stop()),
-        );
+        stages
+            .outbox
+            .spawn("settle", outbox::settle_attempted(dispatcher.clone(), attempts, grace, stop()));
         stages.outbox.spawn("sweep", outbox::sweep(dispatcher.clone(), lease, stop()));
         spawn("reconcile", reconcile::run(dispatcher, config.delivery.clone(), stop()));
 
@@ -203,12 +190,16 @@ impl App {
                 () = stop.cancelled() => {}
             }
         });
-        stages.presence.spawn("re-register", re_register(node.clone(), presence_stage.stop.clone()));
+        stages
+            .presence
+            .spawn("re-register", re_register(node.clone(), presence_stage.stop.clone()));
 
         let server = Arc::new(Server::new(node.clone(), exporter));
         let (listener, addr) = bind(config.http.addr).context("SERVER_HOST, SERVER_PORT")?;
         let stop = || stages.listeners.stop.clone();
-        stages.listeners.spawn("listener", http::serve(server.clone(), listener, Door::Main, stop()));
+        stages
+            .listeners
+            .spawn("listener", http::serve(server.clone(), listener, Door::Main, stop()));
         let mut admin_addr = None;
         if let Some(addr) = config.http.admin_addr {
             let (listener, addr) = bind(addr).context("ADMIN_ADDR")?;
@@ -254,12 +245,7 @@ impl App {
         close_sockets(&node).await;
         node.sessions.close();
         ended &= tokio::time::timeout(STAGE_LIMIT, node.sessions.wait()).await.is_ok();
-        for stage in [
-            stages.lanes,
-            stages.dispatch,
-            stages.proofs,
-            stages.outbox,
-        ] {
+        for stage in [stages.lanes, stages.dispatch, stages.proofs, stages.outbox] {
             ended &= stage.end(STAGE_LIMIT).await;
         }
         node.presence.close().await;
@@ -284,12 +270,12 @@ async fn close_sockets(node: &Node) {
     node.hub.for_each(|session| session.queue.end(CloseCode::Restart));
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<Store> {
+async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store> {
     let setting = match config.store {
         StoreConfig::Postgres(_) => "DATABASE_URL",
         StoreConfig::Sqlite(_) => "DATA_DIR",
     };
-    let store = Store::connect(&config.store).await.context(setting)?;
+    let store = Store::connect(&config.store, metrics.clone()).await.context(setting)?;
     if config.migrate_on_start {
         store.migrate().await.context("the tables could not be laid")?;
     }
@@ -301,9 +287,7 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
         Schema::Ahead => tracing::warn!("the tables are of a later release, which is fine"),
         Schema::Current => {}
     }
-    if matches!(config.bus, BusConfig::Local)
-        && !store.lock_single_node().await.context(setting)?
-    {
+    if matches!(config.bus, BusConfig::Local) && !store.lock_single_node().await.context(setting)? {
         bail!(
             "{setting}: another node works on this store, and nodes without REDIS_URL \
              do not hear each other; set REDIS_URL on all of them"
@@ -314,7 +298,7 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
 
 /// Connects and lays the tables; for `tidings migrate`.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
-    let store = Store::connect(&config.store).await.context("DATABASE_URL")?;
+    let store = Store::connect(&config.store, Metrics::new().0).await.context("DATABASE_URL")?;
     store.migrate().await.context("the tables could not be laid")?;
     store.close().await;
     Ok(())
@@ -349,7 +333,7 @@ async fn re_register(node: Arc<Node>, stop: CancellationToken) {
         let sessions = node.hub.sessions();
         let entries =
             sessions.iter().map(|session| (session.user_id, session.entry(node_id))).collect();
-        match node.presence.register_many(entries).await {
+        match node.presence.register_again(entries).await {
             Ok(registered) => {
                 for (session, registered) in sessions.iter().zip(registered) {
                     if registered.younger {

@@ -73,5 +73,11 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
         tracing::info!(%addr, "admin listening");
     }
     println!("tidings {} at http://{}", env!("CARGO_PKG_VERSION"), app.addr());
-    Ok(app.run(async { if stop.await.is_err() { std::future::pending().await } }).await)
+    Ok(app
+        .run(async {
+            if stop.await.is_err() {
+                std::future::pending().await
+            }
+        })
+        .await)
 }

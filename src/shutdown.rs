@@ -41,7 +41,11 @@ impl Stage {
         self.tasks.close();
         let ended = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
         if !ended {
-            tracing::error!(stage = self.name, left = self.tasks.len(), "tasks did not end in time");
+            tracing::error!(
+                stage = self.name,
+                left = self.tasks.len(),
+                "tasks did not end in time"
+            );
         }
         ended
     }

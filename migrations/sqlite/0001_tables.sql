@@ -119,6 +119,8 @@ create table outbox (
 create index outbox_lease on outbox (lease_until);
 
 -- Who is behind: the work list of Reconcile, bounded by members, not by messages.
+-- (Postgres also notes the seq that made a laggard, for statements that see less than all of the log.
+-- Here each look is under the one write lock and sees it all.)
 create table laggards (
     user_id blob not null,
     conversation_id blob not null,

@@ -91,16 +91,22 @@ mod tests {
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let pairs = pairs.iter();
-        pairs.map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_str(value).unwrap())).collect()
+        pairs
+            .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_str(value).unwrap()))
+            .collect()
     }
 
     fn authenticator(mode: AuthMode) -> Authenticator {
-        Authenticator::new(AuthConfig { mode, allowed_origins: vec!["https://chat.example".into()] })
+        Authenticator::new(AuthConfig {
+            mode,
+            allowed_origins: vec!["https://chat.example".into()],
+        })
     }
 
     #[test]
     fn the_gateway_is_believed_and_nobody_else() {
-        let auth = authenticator(AuthMode::Gateway { trusted: vec!["10.0.0.0/8".parse().unwrap()] });
+        let auth =
+            authenticator(AuthMode::Gateway { trusted: vec!["10.0.0.0/8".parse().unwrap()] });
         let named = headers(&[(USER_HEADER, USER)]);
         let identify = |headers: &HeaderMap, peer: &str, query| {
             auth.identify(headers, peer.parse().unwrap(), query)

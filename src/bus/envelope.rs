@@ -17,11 +17,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::clock::Timestamp;
 use crate::ids::{ConversationId, Seq, SessionId, UserId};
 
 const VERSION: u8 = 1;
 /// Up to and with the length of the full frame.
-const HEAD_BYTES: usize = 72;
+const HEAD_BYTES: usize = 80;
 
 /// What the receiving node must know of an event without parsing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Head {
     /// The stretch of seqs the event covers, `lo..=hi`; 0 and 0 for events without a place in the log.
     pub lo: Seq,
     pub hi: Seq,
+    /// When what caused the event came in, by the clock of the node that published it.
+    pub sent_at: Timestamp,
 }
 
 /// How an event is treated.
@@ -104,14 +107,10 @@ impl Envelope {
         out.put_u8(u8::from(self.head.origin.is_some()));
         out.put_slice(self.head.conversation_id.0.as_bytes());
         out.put_slice(self.head.sender_id.0.as_bytes());
-        out.put_slice(
-            self.head
-                .origin
-                .map_or(Uuid::nil(), |session| session.0)
-                .as_bytes(),
-        );
+        out.put_slice(self.head.origin.map_or(Uuid::nil(), |session| session.0).as_bytes());
         out.put_i64(self.head.lo);
         out.put_i64(self.head.hi);
+        out.put_i64(self.head.sent_at.millis());
         out.put_u32(length(self.full.len()));
         if let Classic::Own(frames) = &self.classic {
             out.put_u32(length(frames.len()));
@@ -145,6 +144,7 @@ impl Envelope {
         let origin = SessionId(Uuid::from_u128(bytes.try_get_u128()?));
         let lo = bytes.try_get_i64()?;
         let hi = bytes.try_get_i64()?;
+        let sent_at = Timestamp::from_millis(bytes.try_get_i64()?);
         let full_length = bytes.try_get_u32()?;
         let lengths = match form {
             0 | 1 => Bytes::new(),
@@ -169,19 +169,8 @@ impl Envelope {
             return Err(DecodeError::Torn);
         }
         let origin = has_origin.then_some(origin);
-        let head = Head {
-            class,
-            conversation_id,
-            sender_id,
-            origin,
-            lo,
-            hi,
-        };
-        Ok(Self {
-            head,
-            full,
-            classic,
-        })
+        let head = Head { class, conversation_id, sender_id, origin, lo, hi, sent_at };
+        Ok(Self { head, full, classic })
     }
 }
 
@@ -208,20 +197,13 @@ mod tests {
             origin: origin.then_some(SessionId(Uuid::from_u128(3))),
             lo: 4,
             hi: i64::MAX,
+            sent_at: Timestamp::from_millis(5),
         };
-        Envelope {
-            head,
-            full: Bytes::from_static(b"{\"type\":\"x\"}"),
-            classic,
-        }
+        Envelope { head, full: Bytes::from_static(b"{\"type\":\"x\"}"), classic }
     }
 
     fn samples() -> Vec<Envelope> {
-        let frames = vec![
-            Bytes::from_static(b"a"),
-            Bytes::new(),
-            Bytes::from_static(b"bc"),
-        ];
+        let frames = vec![Bytes::from_static(b"a"), Bytes::new(), Bytes::from_static(b"bc")];
         let mut all = Vec::new();
         for class in [Class::Stored, Class::Ephemeral, Class::Control] {
             for origin in [false, true] {

@@ -20,10 +20,7 @@ struct Inner {
 
 impl LocalBus {
     pub(super) fn new(inbox: Arc<dyn Inbox>) -> Self {
-        Self(Arc::new(Inner {
-            inbox,
-            subscribed: RwLock::default(),
-        }))
+        Self(Arc::new(Inner { inbox, subscribed: RwLock::default() }))
     }
 
     pub(super) fn subscribe(&self, user: UserId) {
@@ -43,10 +40,7 @@ impl LocalBus {
         // One lock for the batch, released before anyone is woken.
         let counts: Vec<u32> = {
             let subscribed = self.read();
-            batch
-                .iter()
-                .map(|(user, _)| u32::from(subscribed.contains_key(user)))
-                .collect()
+            batch.iter().map(|(user, _)| u32::from(subscribed.contains_key(user))).collect()
         };
         // A batch is mostly one event for many users, encoded once: its head is read once.
         let mut last: Option<(&Bytes, Option<Envelope>)> = None;
@@ -77,16 +71,10 @@ impl LocalBus {
 
     // A panic elsewhere leaves the map as whole as it was.
     fn read(&self) -> RwLockReadGuard<'_, HashMap<UserId, u32>> {
-        self.0
-            .subscribed
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.subscribed.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<UserId, u32>> {
-        self.0
-            .subscribed
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.subscribed.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

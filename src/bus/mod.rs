@@ -85,9 +85,9 @@ impl Bus {
     ) -> Result<Self, BusError> {
         match config {
             BusConfig::Local => Ok(Self::Local(LocalBus::new(inbox))),
-            BusConfig::Redis(config) => Ok(Self::Redis(
-                RedisBus::connect(config, inbox, stop, tasks).await?,
-            )),
+            BusConfig::Redis(config) => {
+                Ok(Self::Redis(RedisBus::connect(config, inbox, stop, tasks).await?))
+            }
         }
     }
 

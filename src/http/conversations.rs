@@ -45,9 +45,7 @@ pub async fn patch(mut call: Call<'_>) -> Answer {
 /// The conversation as the caller sees it now.
 pub async fn shown(call: &Call<'_>, id: ConversationId) -> Result<Conversation, Problem> {
     let conversation = call.node.store.conversation(call.user, id).await;
-    conversation
-        .map_err(|error| store_problem(&error))?
-        .ok_or_else(Problem::conversation_not_found)
+    conversation.map_err(|error| store_problem(&error))?.ok_or_else(Problem::conversation_not_found)
 }
 
 /// Newest activity first.

@@ -11,6 +11,7 @@ pub mod state;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -38,6 +39,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Of a request's head; hyper answers 431 beyond.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Connections besides the sockets: requests, and sockets being opened.
+const SPARE_CONNECTIONS: usize = 384;
 /// After an accept that failed, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,6 +56,8 @@ pub struct Server {
     node: Arc<Node>,
     exporter: PrometheusHandle,
     metrics: Vec<(Route, &'static str, RouteMetrics)>,
+    /// Connections that are not, or not yet, sockets.
+    connections: AtomicUsize,
 }
 
 impl Server {
@@ -65,7 +70,13 @@ impl Server {
         let metrics = rows
             .map(|(route, method)| (route, method, node.metrics.route(method, route.template())))
             .collect();
-        Self { node, exporter, metrics }
+        Self { node, exporter, metrics, connections: AtomicUsize::new(0) }
+    }
+
+    fn is_full(&self) -> bool {
+        let node = &self.node;
+        let open = node.sockets.load(Ordering::Relaxed) + self.connections.load(Ordering::Relaxed);
+        open >= node.config.ws.max_connections + SPARE_CONNECTIONS
     }
 
     fn count(&self, route: Route, method: &Method, status: u16, elapsed: Duration) {
@@ -81,13 +92,20 @@ impl Server {
 }
 
 /// Accepts until `stop`; a failed accept is never the end.
-pub async fn serve(server: Arc<Server>, listener: TcpListener, door: Door, stop: CancellationToken) {
+pub async fn serve(
+    server: Arc<Server>,
+    listener: TcpListener,
+    door: Door,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
+            // Dropped, which closes it: better than to run out of file descriptors.
+            Ok(_) if server.is_full() => {}
             Ok((stream, peer)) => {
                 let sessions = &server.node.sessions;
                 let peer = peer.ip();
@@ -108,6 +126,8 @@ async fn connection(
     door: Door,
     stop: CancellationToken,
 ) {
+    server.connections.fetch_add(1, Ordering::Relaxed);
+    let counted = server.clone();
     // Events are small and wanted now.
     let _ = stream.set_nodelay(true);
     // An IPv4 client of an IPv6 listener is the IPv4 client the settings speak of.
@@ -131,6 +151,7 @@ async fn connection(
             let _ = tokio::time::timeout(HEAD_TIMEOUT, serving).await;
         }
     }
+    counted.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
 async fn respond(

@@ -16,8 +16,9 @@ pub async fn list(call: Call<'_>) -> Answer {
     let limit = call.limit()?;
     let after = call.parsed("cursor", "a cursor is the next_cursor of an earlier answer")?;
     let members = call.node.store.participants(call.user, id, limit, after).await;
-    let members =
-        members.map_err(|error| store_problem(&error))?.ok_or_else(Problem::conversation_not_found)?;
+    let members = members
+        .map_err(|error| store_problem(&error))?
+        .ok_or_else(Problem::conversation_not_found)?;
     let full = members.len() == limit as usize;
     let next_cursor = members.last().filter(|_| full).map(|member| member.user_id);
     answer::ok(&json!({ "participants": members, "next_cursor": next_cursor }))

@@ -13,9 +13,8 @@ use crate::write_path::store_problem;
 pub async fn query(call: Call<'_>) -> Answer {
     let text = call.query("user_ids").unwrap_or_default();
     let users: Result<Vec<UserId>, _> = text.split(',').map(|id| id.trim().parse()).collect();
-    let mut users = users.map_err(|_| {
-        Problem::invalid("user_ids", "user_ids are UUIDs with commas between them")
-    })?;
+    let mut users = users
+        .map_err(|_| Problem::invalid("user_ids", "user_ids are UUIDs with commas between them"))?;
     users.sort_unstable();
     users.dedup();
     if users.len() > MAX_USER_IDS {
@@ -27,9 +26,9 @@ pub async fn query(call: Call<'_>) -> Answer {
     let status = call.node.presence.status(&known).await;
     let presence = known.iter().zip(status).map(|(user, status)| match status {
         Status::Online(entries) => {
-            let devices = entries.iter().map(|entry| {
-                json!({ "device_id": entry.device, "platform": entry.platform })
-            });
+            let devices = entries
+                .iter()
+                .map(|entry| json!({ "device_id": entry.device, "platform": entry.platform }));
             let devices: Vec<_> = devices.collect();
             json!({ "user_id": user, "online": true, "devices": devices, "last_seen": null })
         }

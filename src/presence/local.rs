@@ -28,10 +28,7 @@ struct Inner {
 
 impl LocalPresence {
     pub(super) fn new(max_devices: usize) -> Self {
-        let last_seen = Cache::builder()
-            .max_capacity(LAST_SEEN_USERS)
-            .time_to_live(KEPT)
-            .build();
+        let last_seen = Cache::builder().max_capacity(LAST_SEEN_USERS).time_to_live(KEPT).build();
         Self(Arc::new(Inner {
             node: watch::Sender::new(NodeId::random()),
             max_devices: max_devices.max(1),
@@ -48,30 +45,32 @@ impl LocalPresence {
         self.0.node.subscribe()
     }
 
-    pub(super) fn register_many(&self, entries: Vec<(UserId, Entry)>) -> Result<Vec<Registered>> {
-        Ok(entries
-            .into_iter()
-            .map(|(user, entry)| self.register(user, entry))
-            .collect())
+    pub(super) fn register_many(
+        &self,
+        entries: Vec<(UserId, Entry)>,
+        joins: bool,
+    ) -> Result<Vec<Registered>> {
+        Ok(entries.into_iter().map(|(user, entry)| self.register(user, entry, joins)).collect())
     }
 
-    fn register(&self, user: UserId, mut entry: Entry) -> Registered {
+    fn register(&self, user: UserId, mut entry: Entry, joins: bool) -> Registered {
         entry.node = self.node_id();
         let mut shard = self.shard(user);
         let entries = shard.entry(user).or_default();
-        let mut registered = Registered {
-            replaced: None,
-            younger: false,
-            devices: 0,
-        };
+        let mut registered = Registered { replaced: None, younger: false, devices: 0 };
         match entries.iter().position(|held| held.device == entry.device) {
             Some(at) => {
                 registered.devices = entries.len();
                 let held = &mut entries[at];
                 let foreign = held.session != entry.session;
-                if foreign && held.since > entry.since {
+                if foreign && !joins && held.since > entry.since {
                     registered.younger = true;
                 } else {
+                    if foreign {
+                        // Who joins is the younger, whatever the clock says.
+                        let after = Timestamp::from_millis(held.since.millis() + 1);
+                        entry.since = entry.since.max(after);
+                    }
                     let old = std::mem::replace(held, entry);
                     registered.replaced = foreign.then_some(old);
                 }
@@ -107,9 +106,7 @@ impl LocalPresence {
     pub(super) fn status(&self, users: &[UserId]) -> Vec<Status> {
         let status = |user: &UserId| match self.shard(*user).get(user) {
             Some(entries) => Status::Online(entries.clone()),
-            None => Status::Offline {
-                last_seen: self.0.last_seen.get(user),
-            },
+            None => Status::Offline { last_seen: self.0.last_seen.get(user) },
         };
         users.iter().map(status).collect()
     }

@@ -30,8 +30,8 @@ pub struct Entry {
     pub device: DeviceId,
     pub platform: Option<Box<str>>,
     pub app_version: Option<Box<str>>,
-    /// The session's begin, by its node's clock. Of two sessions of a device the one that began
-    /// later is the younger: nodes' clocks must not be further apart than a reconnect takes.
+    /// The session's begin, by its node's clock. Of two sessions of a device the one that joined
+    /// later is the younger, and its entry says so even where the nodes' clocks differ.
     pub since: Timestamp,
 }
 
@@ -110,9 +110,9 @@ impl Presence {
     ) -> Result<Self> {
         match &config.redis {
             None => Ok(Self::Local(LocalPresence::new(config.max_devices))),
-            Some(redis) => Ok(Self::Redis(
-                RedisPresence::connect(config, redis, stop, tasks).await?,
-            )),
+            Some(redis) => {
+                Ok(Self::Redis(RedisPresence::connect(config, redis, stop, tasks).await?))
+            }
         }
     }
 
@@ -132,22 +132,24 @@ impl Presence {
         }
     }
 
+    /// A session that joins: it replaces its device's older one.
+    ///
     /// After an error the session may go on: it is registered again with the next lease, which is
     /// taken as soon as Redis answers.
     pub async fn register(&self, user: UserId, entry: Entry) -> Result<Registered> {
-        let mut all = self.register_many(vec![(user, entry)]).await?;
+        let mut all = forward!(self, register_many(vec![(user, entry)], true))?;
         Ok(all.pop().expect("one answer per entry"))
     }
 
+    /// Registers sessions again under a new lease: each yields to a younger session of its device.
     /// Answers in the order of the entries. After an error some of them may be registered.
-    pub async fn register_many(&self, entries: Vec<(UserId, Entry)>) -> Result<Vec<Registered>> {
-        forward!(self, register_many(entries))
+    pub async fn register_again(&self, entries: Vec<(UserId, Entry)>) -> Result<Vec<Registered>> {
+        forward!(self, register_many(entries, false))
     }
 
     /// Only if the device's entry is this session's. Records that the user was seen now.
     pub async fn remove(&self, user: UserId, device: &DeviceId, session: SessionId) {
-        self.remove_many(vec![(user, device.clone(), session)])
-            .await;
+        self.remove_many(vec![(user, device.clone(), session)]).await;
     }
 
     pub async fn remove_many(&self, sessions: Vec<(UserId, DeviceId, SessionId)>) {

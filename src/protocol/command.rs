@@ -69,16 +69,13 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
             }
         },
     };
-    let payload = outer.payload.unwrap_or_else(|| OwnedValue::object());
+    let payload = outer.payload.unwrap_or_else(OwnedValue::object);
     let command = match outer.kind.as_str() {
         "send_message" => from_value::<SendMessage>(payload)
             .and_then(|send| send.checked(limits))
             .map(Command::SendMessage),
         "ping" => Ok(Command::Ping),
-        _ => Err(Problem::new(
-            Code::UnknownCommand,
-            "the type is none of: send_message, ping",
-        )),
+        _ => Err(Problem::new(Code::UnknownCommand, "the type is none of: send_message, ping")),
     };
     Frame { reference, command }
 }
@@ -257,7 +254,10 @@ fn check_metadata(
                 Some(("http" | "https", rest)) if !rest.is_empty() => Ok(()),
                 _ => Err(Problem::invalid(
                     "metadata.media_url",
-                    format!("a message of type {} has a media_url (http or https)", message_type.word()),
+                    format!(
+                        "a message of type {} has a media_url (http or https)",
+                        message_type.word()
+                    ),
                 )),
             }
         }
@@ -413,15 +413,23 @@ mod tests {
         let field = |payload| send(payload).expect_err("refused").field.map(|f| f.into_owned());
         assert_eq!(field(r#""message_type":"text","content":7"#).as_deref(), Some("content"));
         assert_eq!(field(r#""content":"x""#).as_deref(), Some("message_type"));
-        assert_eq!(field(r#""message_type":"poem","content":"x""#).as_deref(), Some("message_type"));
-        assert_eq!(field(r#""message_type":"text","content":"  ""#).as_deref(), Some("content"));
-        assert_eq!(field(r#""message_type":"text","content":"a\u0000""#).as_deref(), Some("content"));
         assert_eq!(
-            field(r#""message_type":"image","content":"","metadata":{"media_url":"ftp://x"}"#).as_deref(),
+            field(r#""message_type":"poem","content":"x""#).as_deref(),
+            Some("message_type")
+        );
+        assert_eq!(field(r#""message_type":"text","content":"  ""#).as_deref(), Some("content"));
+        assert_eq!(
+            field(r#""message_type":"text","content":"a\u0000""#).as_deref(),
+            Some("content")
+        );
+        assert_eq!(
+            field(r#""message_type":"image","content":"","metadata":{"media_url":"ftp://x"}"#)
+                .as_deref(),
             Some("metadata.media_url")
         );
         assert_eq!(
-            field(r#""message_type":"location","metadata":{"latitude":91,"longitude":0}"#).as_deref(),
+            field(r#""message_type":"location","metadata":{"latitude":91,"longitude":0}"#)
+                .as_deref(),
             Some("metadata.latitude")
         );
         let mention = format!(
@@ -430,7 +438,10 @@ mod tests {
         assert_eq!(field(&mention).as_deref(), Some("mentions[0]"));
         let long = format!(r#""message_type":"text","content":"{}""#, "x".repeat(101));
         assert_eq!(send(&long).expect_err("refused").code, Code::TooLarge);
-        let id = format!(r#""message_type":"text","content":"x","client_message_id":"{}""#, "x".repeat(129));
+        let id = format!(
+            r#""message_type":"text","content":"x","client_message_id":"{}""#,
+            "x".repeat(129)
+        );
         assert_eq!(field(&id).as_deref(), Some("client_message_id"));
     }
 
@@ -448,7 +459,8 @@ mod tests {
             Ok(Command::SendMessage(send)) => send.body_hash(),
             other => panic!("{other:?}"),
         };
-        let first = hash(r#""message_type":"text","content":"a","client_message_id":"1","mentions":[]"#);
+        let first =
+            hash(r#""message_type":"text","content":"a","client_message_id":"1","mentions":[]"#);
         assert_eq!(first, hash(r#""content":"a","message_type":"text","client_message_id":"2""#));
         assert_ne!(first, hash(r#""content":"b","message_type":"text""#));
     }

@@ -81,12 +81,7 @@ pub struct ReceiptEvent {
 
 impl<'a> Event<'a> {
     pub fn new_message(message: &'a Message, timestamp: Timestamp) -> Self {
-        Self::NewMessage(MessageEvent {
-            kind: "new_message",
-            message,
-            seq: message.seq,
-            timestamp,
-        })
+        Self::NewMessage(MessageEvent { kind: "new_message", message, seq: message.seq, timestamp })
     }
 
     pub fn encode(&self) -> Bytes {
@@ -145,7 +140,8 @@ mod tests {
 
     #[test]
     fn new_message_has_its_golden_form() {
-        let bytes = Event::new_message(&message(), Timestamp::from_millis(1_700_000_000_008)).encode();
+        let bytes =
+            Event::new_message(&message(), Timestamp::from_millis(1_700_000_000_008)).encode();
         let expected = concat!(
             r#"{"type":"new_message","payload":{"type":"new_message","message":{"#,
             r#""id":"018bcfe5-6807-7abc-8000-000000000001","#,
@@ -165,7 +161,11 @@ mod tests {
         assert_eq!(&bytes[..], br#"{"type":"ok","ref":"a1","payload":{}}"#);
         let problem = Problem::new(Code::NotFound, "no such thing");
         let text = String::from_utf8(error(None, &problem).to_vec()).unwrap();
-        assert!(text.starts_with(r#"{"type":"error","payload":{"type":"urn:tidings:problem:not_found""#));
+        assert!(
+            text.starts_with(
+                r#"{"type":"error","payload":{"type":"urn:tidings:problem:not_found""#
+            )
+        );
         assert!(text.contains(r#""status":404"#), "{text}");
     }
 }

@@ -51,6 +51,16 @@ words!(
     }
 );
 
+words!(
+    /// What an entry of a conversation's log tells.
+    ChangeKind {
+        MessageCreated = 0 "message_created",
+        MessageEdited = 1 "message_edited",
+        MessageDeleted = 2 "message_deleted",
+        ConversationUpdated = 3 "conversation_updated",
+    }
+);
+
 /// A stretch of the content that names a member; `offset` and `length` count UTF-16 units.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mention {

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::telemetry::metrics::StoreFailure;
+
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// Could not be reached, or was lost on the way: retry later. `maybe_done` if the statement
@@ -29,14 +31,14 @@ impl StoreError {
         matches!(self, Self::Unavailable { .. } | Self::Conflict(_))
     }
 
-    /// The value of the label `reason` in metrics.
-    pub fn label(&self) -> &'static str {
+    /// How metrics call it.
+    pub fn failure(&self) -> StoreFailure {
         match self {
-            Self::Unavailable { .. } => "unavailable",
-            Self::Conflict(_) => "conflict",
-            Self::Corrupt { .. } => "corrupt",
-            Self::Login(_) => "login",
-            Self::Refused(_) => "refused",
+            Self::Unavailable { .. } => StoreFailure::Unavailable,
+            Self::Conflict(_) => StoreFailure::Conflict,
+            Self::Corrupt { .. } => StoreFailure::Corrupt,
+            Self::Login(_) => StoreFailure::Login,
+            Self::Refused(_) => StoreFailure::Refused,
         }
     }
 }

@@ -9,7 +9,7 @@ pub mod postgres;
 pub mod sqlite;
 pub mod types;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -24,6 +24,8 @@ use types::{
 use crate::config::StoreConfig;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
 use crate::protocol::model::{Conversation, Member, Message};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Operation;
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -35,20 +37,33 @@ pub const MEMBERS_SHOWN: usize = 256;
 pub enum Schema {
     Current,
     /// Migrations that have not run yet: `tidings migrate`.
-    Behind { missing: usize },
+    Behind {
+        missing: usize,
+    },
     /// Migrations this release does not know: it is older than the schema. That is fine, because
     /// migrations also suit the previous release.
     Ahead,
 }
 
 #[derive(Clone)]
-pub enum Store {
+pub struct Store {
+    database: Database,
+    metrics: Metrics,
+}
+
+#[derive(Clone)]
+enum Database {
     Postgres(Postgres),
     Sqlite(Sqlite),
 }
 
 /// One lane's own connection, on which its batches commit one after the other.
-pub enum Writer {
+pub struct Writer {
+    connection: Connection,
+    metrics: Metrics,
+}
+
+enum Connection {
     Postgres(PostgresWriter),
     Sqlite(SqliteWriter),
 }
@@ -63,65 +78,77 @@ macro_rules! forward {
     };
 }
 
+/// The same, and measures how long it takes.
+macro_rules! measured {
+    ($metrics:expr, $operation:ident, $call:expr) => {{
+        let started = Instant::now();
+        let result = $call;
+        $metrics.store.query.of(Operation::$operation).record(started.elapsed());
+        result
+    }};
+}
+
 impl Store {
     /// Connects, and proves by one query that the database answers.
-    pub async fn connect(config: &StoreConfig) -> Result<Self> {
-        match config {
-            StoreConfig::Postgres(config) => Ok(Self::Postgres(Postgres::connect(config).await?)),
-            StoreConfig::Sqlite(config) => Ok(Self::Sqlite(Sqlite::connect(config).await?)),
-        }
+    pub async fn connect(config: &StoreConfig, metrics: Metrics) -> Result<Self> {
+        let database = match config {
+            StoreConfig::Postgres(config) => Database::Postgres(Postgres::connect(config).await?),
+            StoreConfig::Sqlite(config) => Database::Sqlite(Sqlite::connect(config).await?),
+        };
+        Ok(Self { database, metrics })
     }
 
     /// Lays or renews the tables. Several nodes may do so at once.
     pub async fn migrate(&self) -> Result<()> {
-        forward!(self, Store, migrate())
+        forward!(&self.database, Database, migrate())
     }
 
     pub async fn schema(&self) -> Result<Schema> {
-        forward!(self, Store, schema())
+        forward!(&self.database, Database, schema())
     }
 
     /// One round trip.
     pub async fn ping(&self) -> Result<()> {
-        forward!(self, Store, ping())
+        measured!(self.metrics, Ping, forward!(&self.database, Database, ping()))
     }
 
     /// Identifies this copy of the data; renewed after a restore that may have lost commits.
     pub async fn epoch(&self) -> Result<Uuid> {
-        forward!(self, Store, epoch())
+        forward!(&self.database, Database, epoch())
     }
 
     /// Takes the lock that says "this store's only node" for the life of the process; false if
     /// another node holds it.
     pub async fn lock_single_node(&self) -> Result<bool> {
-        forward!(self, Store, lock_single_node())
+        forward!(&self.database, Database, lock_single_node())
     }
 
     /// How many connections of the reading pool are in use and idle.
     pub fn pool_use(&self) -> (usize, usize) {
-        match self {
-            Self::Postgres(inner) => inner.pool_use(),
-            Self::Sqlite(inner) => inner.pool_use(),
+        match &self.database {
+            Database::Postgres(inner) => inner.pool_use(),
+            Database::Sqlite(inner) => inner.pool_use(),
         }
     }
 
     /// How many lanes this store can use at once; SQLite has one writer.
     pub fn max_lanes(&self) -> usize {
-        match self {
-            Self::Postgres(_) => usize::MAX,
-            Self::Sqlite(_) => 1,
+        match &self.database {
+            Database::Postgres(_) => usize::MAX,
+            Database::Sqlite(_) => 1,
         }
     }
 
     pub fn writer(&self) -> Writer {
-        match self {
-            Self::Postgres(inner) => Writer::Postgres(inner.writer()),
-            Self::Sqlite(inner) => Writer::Sqlite(inner.writer()),
-        }
+        let connection = match &self.database {
+            Database::Postgres(inner) => Connection::Postgres(inner.writer()),
+            Database::Sqlite(inner) => Connection::Sqlite(inner.writer()),
+        };
+        Writer { connection, metrics: self.metrics.clone() }
     }
 
     pub async fn close(&self) {
-        forward!(self, Store, close())
+        forward!(&self.database, Database, close())
     }
 
     // ---- reading, as a member ----
@@ -132,7 +159,11 @@ impl Store {
         user: UserId,
         id: ConversationId,
     ) -> Result<Option<Conversation>> {
-        forward!(self, Store, conversation(user, id))
+        measured!(
+            self.metrics,
+            Conversation,
+            forward!(&self.database, Database, conversation(user, id))
+        )
     }
 
     /// Newest activity first, at most `limit`, and where the list goes on.
@@ -142,7 +173,11 @@ impl Store {
         limit: u32,
         after: Option<ConversationCursor>,
     ) -> Result<(Vec<Conversation>, Option<ConversationCursor>)> {
-        forward!(self, Store, conversations(user, limit, after))
+        measured!(
+            self.metrics,
+            Conversations,
+            forward!(&self.database, Database, conversations(user, limit, after))
+        )
     }
 
     /// Present members in order of user id after `after`, at most `limit`; None if `user` is not
@@ -154,7 +189,11 @@ impl Store {
         limit: u32,
         after: Option<UserId>,
     ) -> Result<Option<Vec<Member>>> {
-        forward!(self, Store, participants(user, id, limit, after))
+        measured!(
+            self.metrics,
+            Participants,
+            forward!(&self.database, Database, participants(user, id, limit, after))
+        )
     }
 
     pub async fn history(
@@ -163,12 +202,20 @@ impl Store {
         id: ConversationId,
         page: HistoryPage,
     ) -> Result<History> {
-        forward!(self, Store, history(user, id, page))
+        measured!(
+            self.metrics,
+            History,
+            forward!(&self.database, Database, history(user, id, page))
+        )
     }
 
     /// Those of `others` with whom `user` is in a conversation now, and `user` himself if named.
     pub async fn acquainted(&self, user: UserId, others: &[UserId]) -> Result<Vec<UserId>> {
-        forward!(self, Store, acquainted(user, others))
+        measured!(
+            self.metrics,
+            Acquainted,
+            forward!(&self.database, Database, acquainted(user, others))
+        )
     }
 
     // ---- dispatch ----
@@ -176,35 +223,47 @@ impl Store {
     /// Members and recent leavers with the version they belong to, in one snapshot; None if there
     /// is no such conversation.
     pub async fn members(&self, id: ConversationId) -> Result<Option<Members>> {
-        forward!(self, Store, members(id))
+        measured!(self.metrics, Members, forward!(&self.database, Database, members(id)))
     }
 
     /// The conversation as events show it: without anyone's own state; members if not too many.
     pub async fn conversation_for_event(&self, id: ConversationId) -> Result<Option<Conversation>> {
-        forward!(self, Store, conversation_for_event(id))
+        measured!(
+            self.metrics,
+            ConversationForEvent,
+            forward!(&self.database, Database, conversation_for_event(id))
+        )
     }
 
     /// Messages by id as they are now, in no particular order; absent ones are left out. Tells
     /// the outcome of a commit that was cut off, too.
     pub async fn messages(&self, ids: &[MessageId]) -> Result<Vec<Message>> {
-        forward!(self, Store, messages(ids))
+        measured!(self.metrics, Messages, forward!(&self.database, Database, messages(ids)))
     }
 
     /// Deletes the outbox rows, and makes a laggard, due at once, of each member at commit who is
     /// still one and who lacks a message of others among them (`settled_seq` behind it). Also
     /// moves the `settled_seq` of members who are far behind only by their own messages.
     pub async fn settle_outbox(&self, rows: &[OutboxId]) -> Result<()> {
-        forward!(self, Store, settle_outbox(rows))
+        measured!(
+            self.metrics,
+            SettleOutbox,
+            forward!(&self.database, Database, settle_outbox(rows))
+        )
     }
 
     /// Takes over outbox rows whose lease ran out, oldest first.
     pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OutboxRow>> {
-        forward!(self, Store, claim_outbox(limit, lease))
+        measured!(
+            self.metrics,
+            ClaimOutbox,
+            forward!(&self.database, Database, claim_outbox(limit, lease))
+        )
     }
 
     /// Rows in the outbox, and the age of the oldest.
     pub async fn outbox_state(&self) -> Result<(i64, Duration)> {
-        forward!(self, Store, outbox_state())
+        measured!(self.metrics, OutboxState, forward!(&self.database, Database, outbox_state()))
     }
 
     // ---- settle and reconcile ----
@@ -213,12 +272,16 @@ impl Store {
     /// (conversation, user) order; one outcome per run, in the order given. A laggard settled to
     /// the last message from others is removed. Runs of one member do not overlap.
     pub async fn settle(&self, runs: &[Run]) -> Result<Vec<Settled>> {
-        forward!(self, Store, settle(runs))
+        measured!(self.metrics, Settle, forward!(&self.database, Database, settle(runs)))
     }
 
     /// Claims due laggards, oldest first; those who turn out to lack nothing are removed.
     pub async fn claim_laggards(&self, limit: u32, lease: Duration) -> Result<Vec<Laggard>> {
-        forward!(self, Store, claim_laggards(limit, lease))
+        measured!(
+            self.metrics,
+            ClaimLaggards,
+            forward!(&self.database, Database, claim_laggards(limit, lease))
+        )
     }
 
     /// Undeleted messages of others after `after`, oldest first, at most `limit`.
@@ -229,7 +292,11 @@ impl Store {
         after: Seq,
         limit: u32,
     ) -> Result<Vec<Message>> {
-        forward!(self, Store, lacking(user, id, after, limit))
+        measured!(
+            self.metrics,
+            Lacking,
+            forward!(&self.database, Database, lacking(user, id, after, limit))
+        )
     }
 
     /// Gives claimed laggards back, due again after `delay`, and counts the try.
@@ -237,17 +304,25 @@ impl Store {
         &self,
         laggards: &[(UserId, ConversationId, Duration)],
     ) -> Result<()> {
-        forward!(self, Store, postpone_laggards(laggards))
+        measured!(
+            self.metrics,
+            PostponeLaggards,
+            forward!(&self.database, Database, postpone_laggards(laggards))
+        )
     }
 
     /// Makes what these users lack due now, if it is known to be lacking already.
     pub async fn hasten_laggards(&self, users: &[UserId]) -> Result<()> {
-        forward!(self, Store, hasten_laggards(users))
+        measured!(
+            self.metrics,
+            HastenLaggards,
+            forward!(&self.database, Database, hasten_laggards(users))
+        )
     }
 
     /// Rows among the laggards, and how long the one most overdue has been due.
     pub async fn laggards_state(&self) -> Result<(i64, Duration)> {
-        forward!(self, Store, laggards_state())
+        measured!(self.metrics, LaggardsState, forward!(&self.database, Database, laggards_state()))
     }
 }
 
@@ -263,7 +338,11 @@ impl Writer {
         batch: &[NewMessage],
         outbox: OutboxLease,
     ) -> Result<Vec<SendOutcome>> {
-        forward!(self, Writer, send(batch, outbox))
+        measured!(
+            self.metrics,
+            Send,
+            forward!(&mut self.connection, Connection, send(batch, outbox))
+        )
     }
 
     /// Makes one change in one transaction, with its outbox row if something changed.
@@ -274,6 +353,10 @@ impl Writer {
         max_group_size: usize,
         outbox: OutboxLease,
     ) -> Result<ChangeOutcome> {
-        forward!(self, Writer, change(id, change, max_group_size, outbox))
+        measured!(
+            self.metrics,
+            Change,
+            forward!(&mut self.connection, Connection, change(id, change, max_group_size, outbox))
+        )
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
-use crate::protocol::model::{Kind, Mention, Message, MessageType, Role};
+use crate::protocol::model::{ChangeKind, Kind, Mention, Message, MessageType, Role};
 
 /// A message to be stored, valid in itself; whether the sender may send is judged by the statement.
 #[derive(Clone, Debug)]
@@ -64,12 +64,7 @@ pub struct Stored {
 pub enum Change {
     /// `members` without the creator, who becomes owner. A direct one has exactly one other
     /// member and exists once per pair.
-    Create {
-        kind: Kind,
-        title: Option<String>,
-        created_by: UserId,
-        members: Vec<UserId>,
-    },
+    Create { kind: Kind, title: Option<String>, created_by: UserId, members: Vec<UserId> },
     /// By an owner or admin of a group. Present members are left as they are.
     AddMembers { by: UserId, user_ids: Vec<UserId>, with_history: bool },
     /// By an owner or admin (an admin removes members only), or oneself (leaving). The last
@@ -126,36 +121,6 @@ impl MemberState {
     /// Whether the event of `seq` is theirs to see: a leaver gets his own removal, nothing after.
     pub fn sees(&self, seq: Seq) -> bool {
         self.joined_seq <= seq && self.left_seq.is_none_or(|left| seq <= left)
-    }
-}
-
-/// What kind of change an outbox entry or an offline record tells of. The numbers are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ChangeKind {
-    MessageCreated,
-    MessageEdited,
-    MessageDeleted,
-    ConversationUpdated,
-}
-
-impl ChangeKind {
-    pub fn code(self) -> i16 {
-        match self {
-            Self::MessageCreated => 0,
-            Self::MessageEdited => 1,
-            Self::MessageDeleted => 2,
-            Self::ConversationUpdated => 3,
-        }
-    }
-
-    pub fn from_code(code: i16) -> Option<Self> {
-        Some(match code {
-            0 => Self::MessageCreated,
-            1 => Self::MessageEdited,
-            2 => Self::MessageDeleted,
-            3 => Self::ConversationUpdated,
-            _ => return None,
-        })
     }
 }
 

@@ -19,8 +19,9 @@ use crate::ids::{ConversationId, OutboxId, Seq, SessionId, UserId};
 use crate::offline::{Offline, Reason, Recipient, Record};
 use crate::presence::{Presence, Status};
 use crate::protocol::event;
+use crate::protocol::model::ChangeKind;
 use crate::protocol::model::Message;
-use crate::store::types::{ChangeKind, Changed, Members, Proof, Run};
+use crate::store::types::{Changed, Members, Proof, Run};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
@@ -44,6 +45,7 @@ pub enum Event {
         /// The session that gets no event of it, for it has the answer.
         origin: Option<SessionId>,
         members_version: i64,
+        received: Instant,
     },
     Conversation(Changed),
 }
@@ -135,7 +137,8 @@ impl Dispatcher {
         let mut of = Vec::new();
         let mut members_of = Vec::with_capacity(events.len());
         for (at, event) in events.iter().enumerate() {
-            let members = self.members.get(event.conversation_id(), event.members_version()).await?;
+            let members =
+                self.members.get(event.conversation_id(), event.members_version()).await?;
             let Some(members) = members else {
                 members_of.push(None);
                 continue;
@@ -148,7 +151,9 @@ impl Dispatcher {
             }
             members_of.push(Some(members));
         }
+        let started = Instant::now();
         let receivers = self.bus.publish(&publishes).await;
+        self.metrics.dispatch.publish.record(started.elapsed());
         self.metrics.dispatch.published.increment(publishes.len() as u64);
         let mut absent: HashMap<usize, Absent> = HashMap::new();
         for (((user, _), at), count) in publishes.iter().zip(of).zip(receivers) {
@@ -174,8 +179,10 @@ impl Dispatcher {
 
     async fn encode(&self, event: &Event) -> Result<Option<Bytes>, StoreError> {
         match event {
-            Event::Message { message, origin, .. } => {
-                Ok(Some(message_envelope(message, *origin).encode()))
+            Event::Message { message, origin, received, .. } => {
+                let age = received.elapsed().as_millis() as i64;
+                let sent_at = Timestamp::from_millis(Timestamp::now().millis() - age);
+                Ok(Some(message_envelope(message, *origin, sent_at).encode()))
             }
             Event::Conversation(changed) => {
                 let id = changed.conversation_id;
@@ -195,6 +202,7 @@ impl Dispatcher {
                     origin: None,
                     lo: changed.seq,
                     hi: changed.seq,
+                    sent_at: changed.at,
                 };
                 let envelope = Envelope { head, full: event.encode(), classic: Classic::None };
                 Ok(Some(envelope.encode()))
@@ -272,7 +280,11 @@ fn muted(members: &Members, user: UserId) -> bool {
     member.and_then(|m| m.muted_until).is_some_and(|until| until > Timestamp::now())
 }
 
-pub fn message_envelope(message: &Message, origin: Option<SessionId>) -> Envelope {
+pub fn message_envelope(
+    message: &Message,
+    origin: Option<SessionId>,
+    sent_at: Timestamp,
+) -> Envelope {
     Envelope {
         head: Head {
             class: Class::Stored,
@@ -281,6 +293,7 @@ pub fn message_envelope(message: &Message, origin: Option<SessionId>) -> Envelop
             origin,
             lo: message.seq,
             hi: message.seq,
+            sent_at,
         },
         full: event::Event::new_message(message, Timestamp::now()).encode(),
         classic: Classic::Same,

@@ -118,6 +118,7 @@ impl Lane {
                         message,
                         origin: send.origin,
                         members_version: stored.members_version,
+                        received: send.received,
                     });
                 }
                 SendOutcome::Duplicate(message) => {

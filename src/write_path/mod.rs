@@ -213,8 +213,9 @@ fn changed(outcome: ChangeOutcome) -> Result<Changed, Problem> {
         ChangeOutcome::TooLarge => {
             Problem::invalid("user_ids", "the group would have more members than allowed")
         }
-        ChangeOutcome::Direct => {
-            Problem::new(Code::Conflict, "a direct conversation keeps its two members, and no title")
-        }
+        ChangeOutcome::Direct => Problem::new(
+            Code::Conflict,
+            "a direct conversation keeps its two members, and no title",
+        ),
     })
 }

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::dispatcher::{Dispatcher, Event};
 use crate::clock::Timestamp;
 use crate::ids::OutboxId;
+use crate::protocol::model::ChangeKind;
 use crate::store::StoreError;
-use crate::store::types::{ChangeKind, Changed, OutboxRow};
+use crate::store::types::{Changed, OutboxRow};
 
 /// Rows let go by one statement.
 const ROWS: usize = 256;

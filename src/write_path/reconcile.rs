@@ -70,7 +70,10 @@ pub async fn run(dispatcher: Arc<Dispatcher>, delivery: DeliveryConfig, stop: Ca
     }
 }
 
-async fn work_off(dispatcher: &Arc<Dispatcher>, delivery: &DeliveryConfig) -> Result<usize, StoreError> {
+async fn work_off(
+    dispatcher: &Arc<Dispatcher>,
+    delivery: &DeliveryConfig,
+) -> Result<usize, StoreError> {
     let laggards = dispatcher.store.claim_laggards(CLAIM, CLAIM_LEASE).await?;
     if laggards.is_empty() {
         return Ok(0);
@@ -124,6 +127,7 @@ async fn take(
                 origin: None,
                 lo: 0,
                 hi: 0,
+                sent_at: Timestamp::now(),
             };
             let envelope = Envelope { head, full: resync.encode(), classic: Classic::None };
             dispatcher.bus.publish(&[(laggard.user_id, envelope.encode())]).await;
@@ -136,9 +140,9 @@ async fn take(
 async fn republish(dispatcher: &Arc<Dispatcher>, laggard: &Laggard) -> Result<bool, StoreError> {
     let Laggard { user_id, conversation_id, settled_seq, .. } = *laggard;
     let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
-    let envelopes = lacking.iter().map(|message| {
-        (user_id, message_envelope(message, None).encode())
-    });
+    let envelopes = lacking
+        .iter()
+        .map(|message| (user_id, message_envelope(message, None, message.created_at).encode()));
     let envelopes: Vec<_> = envelopes.collect();
     dispatcher.bus.publish(&envelopes).await;
     // Its proof removes the row.
@@ -166,13 +170,8 @@ async fn hand_over(
             return Ok(false);
         }
         // All that lies between is confirmed now, or is the user's own.
-        let run = Run {
-            conversation_id,
-            user_id,
-            lo: settled_seq + 1,
-            hi: last,
-            proof: Proof::Offline,
-        };
+        let run =
+            Run { conversation_id, user_id, lo: settled_seq + 1, hi: last, proof: Proof::Offline };
         dispatcher.store.settle(&[run]).await?;
         if !more {
             return Ok(true);

@@ -110,6 +110,7 @@ impl Inbox for Hub {
                 conversation_id: head.conversation_id,
                 lo: head.lo,
                 hi: head.hi,
+                sent_at: head.sent_at,
             })),
         };
         let shard = self.of(user);

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use fastwebsockets::OpCode;
 use tokio::sync::Notify;
 
+use crate::clock::Timestamp;
 use crate::ids::{ConversationId, Seq};
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Event;
@@ -40,6 +41,8 @@ pub struct Place {
     pub conversation_id: ConversationId,
     pub lo: Seq,
     pub hi: Seq,
+    /// By the clock of the node that published it.
+    pub sent_at: Timestamp,
 }
 
 #[derive(Debug)]

@@ -61,9 +61,9 @@ pub struct Session {
 impl Session {
     fn new(opening: Opening, bounds: Bounds) -> Self {
         let id = SessionId::random();
-        let device_id = opening.device_id.unwrap_or_else(|| {
-            id.to_string().parse().expect("a UUID's text is a valid device id")
-        });
+        let device_id = opening
+            .device_id
+            .unwrap_or_else(|| id.to_string().parse().expect("a UUID's text is a valid device id"));
         Self {
             id,
             user_id: opening.user_id,
@@ -122,9 +122,13 @@ pub async fn run(node: Arc<Node>, mut stream: TcpStream, early: Bytes, opening: 
     node.metrics.sockets.opened.increment(1);
     node.metrics.sockets.open.increment(1.0);
     // Boxed: what joining and leaving need is not to be held by an idle socket.
-    if let Err(code) = Box::pin(join(&node, &session)).await {
-        session.queue.refuse(code);
-    }
+    let subscribed = match Box::pin(join(&node, &session)).await {
+        Ok(()) => true,
+        Err(refused) => {
+            session.queue.refuse(refused.code);
+            refused.subscribed
+        }
+    };
     let (read_half, write_half) = stream.split();
     let reader = std::pin::pin!(reader::run(read_half, early, &session, &node));
     let writer = std::pin::pin!(writer::run(write_half, &session, &node));
@@ -136,28 +140,36 @@ pub async fn run(node: Arc<Node>, mut stream: TcpStream, early: Bytes, opening: 
         // The writer's end ends the session; its reason stands in the queue.
         Either::Right(((), _)) => {}
     }
-    Box::pin(leave(&node, &session)).await;
+    Box::pin(leave(&node, &session, subscribed)).await;
+}
+
+/// Why a session could not join.
+struct Refused {
+    code: CloseCode,
+    /// The bus holds a subscription for it.
+    subscribed: bool,
 }
 
 /// Subscribe before anything is read from the store, or events fall between.
-async fn join(node: &Node, session: &Arc<Session>) -> Result<(), CloseCode> {
+async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
     if let Some(older) = node.hub.insert(session.clone()) {
         older.queue.end(CloseCode::Replaced);
     }
     node.bus.subscribe(session.user_id).await.map_err(|error| {
         tracing::warn!(session.id = %session.id, %error, "a session found no bus");
-        CloseCode::Overload
+        Refused { code: CloseCode::Overload, subscribed: false }
     })?;
+    let refuse = |code| Refused { code, subscribed: true };
     let entry = session.entry(node.presence.node_id());
     let registered = node.presence.register(session.user_id, entry).await.map_err(|error| {
         tracing::warn!(session.id = %session.id, %error, "a session found no presence");
-        CloseCode::Overload
+        refuse(CloseCode::Overload)
     })?;
     if registered.younger {
-        return Err(CloseCode::Replaced);
+        return Err(refuse(CloseCode::Replaced));
     }
     if registered.devices > node.config.presence.max_devices {
-        return Err(CloseCode::TooManyDevices);
+        return Err(refuse(CloseCode::TooManyDevices));
     }
     if let Some(replaced) = registered.replaced.filter(|replaced| replaced.session != session.id) {
         // It may live on another node: the user's channel finds it.
@@ -168,6 +180,7 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), CloseCode> {
             origin: Some(replaced.session),
             lo: 0,
             hi: 0,
+            sent_at: Timestamp::now(),
         };
         let envelope = Envelope { head, full: Bytes::new(), classic: Classic::None };
         node.bus.publish(&[(session.user_id, envelope.encode())]).await;
@@ -186,11 +199,13 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), CloseCode> {
     Ok(())
 }
 
-async fn leave(node: &Node, session: &Session) {
+async fn leave(node: &Node, session: &Session, subscribed: bool) {
     let code = session.queue.ended().unwrap_or(CloseCode::Lost);
     session.queue.end(code);
     node.hub.remove(session);
-    node.bus.unsubscribe(session.user_id);
+    if subscribed {
+        node.bus.unsubscribe(session.user_id);
+    }
     node.presence.remove(session.user_id, &session.device_id, session.id).await;
     node.metrics.sockets.open.decrement(1.0);
     node.metrics.sockets.closed.of(code).increment(1);

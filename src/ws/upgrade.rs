@@ -36,8 +36,9 @@ pub fn upgrade(
     let opening = opening(node, &request, peer)?;
     let place = Place::take(node.clone())?;
     let full = !opening.classic;
-    let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request)
-        .map_err(|error| Problem::new(Code::Malformed, format!("no WebSocket handshake: {error}")))?;
+    let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request).map_err(|error| {
+        Problem::new(Code::Malformed, format!("no WebSocket handshake: {error}"))
+    })?;
     let started = tokio::time::Instant::now();
     node.sessions.spawn(async move {
         let upgraded = tokio::time::timeout(UPGRADE_TIMEOUT, upgraded).await;

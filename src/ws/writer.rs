@@ -10,6 +10,7 @@ use tokio::net::tcp::WriteHalf;
 use super::Node;
 use super::outbound::{Class, Item};
 use super::session::Session;
+use crate::clock::Timestamp;
 use crate::protocol::code::CloseCode;
 use crate::store::types::{Proof, Run};
 use crate::telemetry::metrics::{Direction, Stage};
@@ -114,10 +115,12 @@ impl Progress {
 /// What was written whole counts as proven.
 fn prove(items: &VecDeque<Item>, session: &Session, node: &Node) {
     let written = node.metrics.stages.stage.of(Stage::PublishedWritten);
+    let now = Timestamp::now();
     for item in items {
         let Class::Stored(place) = item.class else { continue };
         written.record(item.queued.elapsed());
         let Some(place) = place else { continue };
+        node.metrics.stages.end_to_end.record(now.since(place.sent_at));
         node.write_path.proofs.add(Run {
             conversation_id: place.conversation_id,
             user_id: session.user_id,

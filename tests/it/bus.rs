@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tidings::bus::{Bus, BusError, Class, Classic, Envelope, Head, Inbox, Receivers};
+use tidings::clock::Timestamp;
 use tidings::config::{BusConfig, RedisConfig};
 use tidings::ids::{ConversationId, Seq, SessionId, UserId};
 use tokio::task::JoinSet;
@@ -29,12 +30,7 @@ struct Received {
 
 impl Inbox for Received {
     fn deliver(&self, user: UserId, envelope: Envelope) {
-        self.seqs
-            .lock()
-            .unwrap()
-            .entry(user)
-            .or_default()
-            .push(envelope.head.hi);
+        self.seqs.lock().unwrap().entry(user).or_default().push(envelope.head.hi);
         *self.last.lock().unwrap() = Some(envelope);
     }
 
@@ -45,12 +41,7 @@ impl Inbox for Received {
 
 impl Received {
     fn of(&self, user: UserId) -> Vec<Seq> {
-        self.seqs
-            .lock()
-            .unwrap()
-            .get(&user)
-            .cloned()
-            .unwrap_or_default()
+        self.seqs.lock().unwrap().get(&user).cloned().unwrap_or_default()
     }
 
     fn gaps(&self) -> usize {
@@ -70,15 +61,8 @@ impl Node {
     async fn start(config: &BusConfig) -> Self {
         let (received, stop) = (Arc::new(Received::default()), CancellationToken::new());
         let tasks = TaskTracker::new();
-        let bus = Bus::connect(config, received.clone(), stop.clone(), &tasks)
-            .await
-            .unwrap();
-        let node = Self {
-            bus,
-            received,
-            stop,
-            tasks,
-        };
+        let bus = Bus::connect(config, received.clone(), stop.clone(), &tasks).await.unwrap();
+        let node = Self { bus, received, stop, tasks };
         node.whole().await;
         node
     }
@@ -99,34 +83,20 @@ impl Node {
     async fn delivers_to(&self, users: &[UserId], seq: Seq) {
         let bytes = envelope(seq).encode();
         let batch: Vec<_> = users.iter().map(|user| (*user, bytes.clone())).collect();
-        assert_eq!(
-            self.bus.publish(&batch).await,
-            vec![Receivers::Count(1); users.len()]
-        );
+        assert_eq!(self.bus.publish(&batch).await, vec![Receivers::Count(1); users.len()]);
         until("every user got the event", SOON, async || {
-            users
-                .iter()
-                .all(|user| self.received.of(*user).last() == Some(&seq))
+            users.iter().all(|user| self.received.of(*user).last() == Some(&seq))
         })
         .await;
         for user in users {
-            assert_eq!(
-                self.received
-                    .of(*user)
-                    .iter()
-                    .filter(|got| **got == seq)
-                    .count(),
-                1
-            );
+            assert_eq!(self.received.of(*user).iter().filter(|got| **got == seq).count(), 1);
         }
     }
 
     async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
-        tokio::time::timeout(SOON, self.tasks.wait())
-            .await
-            .expect("all tasks end");
+        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("all tasks end");
     }
 }
 
@@ -142,13 +112,10 @@ fn envelope(seq: Seq) -> Envelope {
         origin: Some(SessionId::random()),
         lo: seq,
         hi: seq,
+        sent_at: Timestamp::now(),
     };
     let classic = Classic::Own(vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]);
-    Envelope {
-        head,
-        full: Bytes::from_static(b"{}"),
-        classic,
-    }
+    Envelope { head, full: Bytes::from_static(b"{}"), classic }
 }
 
 /// The same body on each implementation.
@@ -221,30 +188,21 @@ async fn the_order_of_ten_thousand_is_kept() {
             node.bus.subscribe(user).await.unwrap();
         }
         // Batches larger than one pipeline, and small ones.
-        let events: Vec<(UserId, Seq)> = (1..=10_000)
-            .flat_map(|seq| users.map(|user| (user, seq)))
-            .collect();
+        let events: Vec<(UserId, Seq)> =
+            (1..=10_000).flat_map(|seq| users.map(|user| (user, seq))).collect();
         let mut sizes = [1, 5000, 7, 333].into_iter().cycle();
         let mut rest = events.as_slice();
         while !rest.is_empty() {
             let (now, later) = rest.split_at(sizes.next().unwrap().min(rest.len()));
             rest = later;
-            let batch: Vec<_> = now
-                .iter()
-                .map(|(user, seq)| (*user, envelope(*seq).encode()))
-                .collect();
+            let batch: Vec<_> =
+                now.iter().map(|(user, seq)| (*user, envelope(*seq).encode())).collect();
             let receivers = node.bus.publish(&batch).await;
             assert_eq!(receivers, vec![Receivers::Count(1); batch.len()]);
         }
         for user in users {
-            until("all arrived", SOON, async || {
-                node.received.of(user).len() == 10_000
-            })
-            .await;
-            assert!(
-                node.received.of(user).into_iter().eq(1..=10_000),
-                "out of order"
-            );
+            until("all arrived", SOON, async || node.received.of(user).len() == 10_000).await;
+            assert!(node.received.of(user).into_iter().eq(1..=10_000), "out of order");
         }
         node.stop().await;
     })
@@ -258,15 +216,9 @@ async fn what_cannot_be_read_is_dropped() {
     let user = user();
     node.bus.subscribe(user).await.unwrap();
     let torn = envelope(1).encode().slice(..40);
-    assert_eq!(
-        node.bus.publish(&[(user, torn)]).await,
-        [Receivers::Count(1)]
-    );
+    assert_eq!(node.bus.publish(&[(user, torn)]).await, [Receivers::Count(1)]);
     node.publish(user, 2).await;
-    until("the next one arrives", SOON, async || {
-        node.received.of(user) == [2]
-    })
-    .await;
+    until("the next one arrives", SOON, async || node.received.of(user) == [2]).await;
     assert_eq!(node.bus.undecodable(), 1);
     node.stop().await;
 }
@@ -286,10 +238,8 @@ async fn a_publish_counts_the_nodes() {
     })
     .await;
     one.stop().await;
-    until("only one is left", SOON, async || {
-        two.publish(user, 4).await == Receivers::Count(1)
-    })
-    .await;
+    until("only one is left", SOON, async || two.publish(user, 4).await == Receivers::Count(1))
+        .await;
     two.stop().await;
 }
 
@@ -320,9 +270,7 @@ async fn users_who_come_and_go_at_once_end_as_they_should() {
         .iter()
         .enumerate()
         .flat_map(|(n, user)| (0..4).map(move |session| (*user, n % 2 == 0 && session == 0)));
-    let sessions: JoinSet<()> = sessions
-        .map(|(user, stays)| come_and_go(user, stays))
-        .collect();
+    let sessions: JoinSet<()> = sessions.map(|(user, stays)| come_and_go(user, stays)).collect();
     sessions.join_all().await;
     assert_eq!(node.bus.subscriptions(), 20);
     for (n, user) in users.iter().enumerate() {
@@ -346,9 +294,7 @@ async fn ten_thousand_subscriptions_take_few_commands() {
         result.unwrap();
     }
     let stats: String = redis.command(&["INFO", "commandstats"]).await;
-    let calls = stats
-        .lines()
-        .find_map(|line| line.strip_prefix("cmdstat_subscribe:calls="));
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_subscribe:calls="));
     let calls: u32 = calls.unwrap().split(',').next().unwrap().parse().unwrap();
     assert!(calls <= 100, "{calls} commands");
     node.delivers_to(&users, 1).await;
@@ -366,10 +312,7 @@ async fn a_killed_subscriber_connection_is_a_gap_and_comes_back() {
     for round in 1..=3 {
         let killed: usize = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
         assert_eq!(killed, 1);
-        until("the gap is told", SOON, async || {
-            node.received.gaps() == round
-        })
-        .await;
+        until("the gap is told", SOON, async || node.received.gaps() == round).await;
         assert!(node.bus.is_whole());
         node.delivers_to(&users, round as Seq).await;
         assert_eq!(node.bus.reconnects(), round as u64);
@@ -387,10 +330,7 @@ async fn a_killed_publisher_connection_comes_back_without_a_gap() {
     node.bus.subscribe(user).await.unwrap();
     let killed: usize = redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).await;
     assert_eq!(killed, 1);
-    until("the loss is noticed", SOON, async || {
-        node.bus.reconnects() == 1
-    })
-    .await;
+    until("the loss is noticed", SOON, async || node.bus.reconnects() == 1).await;
     assert_eq!(node.publish(user, 1).await, Receivers::Count(1));
     assert_eq!(node.received.gaps(), 0);
     node.stop().await;
@@ -405,67 +345,34 @@ async fn a_hanging_redis_is_noticed_and_nobody_waits_for_long() {
     let node = Node::on(&redis.config()).await;
     let users: Vec<UserId> = (0..100).map(|_| user()).collect();
     join_all(users.iter().map(|user| node.bus.subscribe(*user))).await;
-    until("a probe came back", SOON, async || {
-        node.bus.probe_lag().is_some()
-    })
-    .await;
+    until("a probe came back", SOON, async || node.bus.probe_lag().is_some()).await;
 
     redis.pause();
     let paused = Instant::now();
-    let batch: Vec<_> = (0..2_000)
-        .map(|seq| (users[0], envelope(seq).encode()))
-        .collect();
-    assert_eq!(
-        node.bus.publish(&batch).await,
-        vec![Receivers::Unknown; 2_000]
-    );
-    assert!(
-        paused.elapsed() < Duration::from_secs(3),
-        "took {:?}",
-        paused.elapsed()
-    );
-    until("the loss is noticed", Duration::from_secs(5), async || {
-        !node.bus.is_whole()
-    })
-    .await;
+    let batch: Vec<_> = (0..2_000).map(|seq| (users[0], envelope(seq).encode())).collect();
+    assert_eq!(node.bus.publish(&batch).await, vec![Receivers::Unknown; 2_000]);
+    assert!(paused.elapsed() < Duration::from_secs(3), "took {:?}", paused.elapsed());
+    until("the loss is noticed", Duration::from_secs(5), async || !node.bus.is_whole()).await;
 
     // Once it is known to be away, a publish does not wait at all.
     let known = Instant::now();
     assert_eq!(node.publish(users[0], 1).await, Receivers::Unknown);
-    assert!(
-        known.elapsed() < Duration::from_secs(1),
-        "took {:?}",
-        known.elapsed()
-    );
+    assert!(known.elapsed() < Duration::from_secs(1), "took {:?}", known.elapsed());
     assert!(node.bus.ping().await.is_err());
     // A call that fails, and one that is dropped, leave nothing behind.
     let (failing, dropped) = (user(), user());
     let one_second = Duration::from_secs(1);
-    assert!(
-        tokio::time::timeout(one_second, node.bus.subscribe(dropped))
-            .await
-            .is_err()
-    );
+    assert!(tokio::time::timeout(one_second, node.bus.subscribe(dropped)).await.is_err());
     let asked = Instant::now();
     let failed = node.bus.subscribe(failing).await;
-    assert!(
-        matches!(failed, Err(BusError::Unavailable(_))),
-        "{failed:?}"
-    );
-    assert!(
-        asked.elapsed() < Duration::from_secs(6),
-        "took {:?}",
-        asked.elapsed()
-    );
+    assert!(matches!(failed, Err(BusError::Unavailable(_))), "{failed:?}");
+    assert!(asked.elapsed() < Duration::from_secs(6), "took {:?}", asked.elapsed());
     assert_eq!((node.bus.subscriptions(), node.received.gaps()), (100, 0));
 
     redis.resume();
     until("the gap is told", SOON, async || node.received.gaps() == 1).await;
     assert!(node.bus.is_whole());
-    until("publishing works", SOON, async || {
-        node.bus.ping().await.is_ok()
-    })
-    .await;
+    until("publishing works", SOON, async || node.bus.ping().await.is_ok()).await;
     // What the server was sent before may still be delivered, through the old connections.
     let settled = async || node.publish(users[0], 5_000).await == Receivers::Count(1);
     until("the old connections are gone", SOON, settled).await;
@@ -492,17 +399,11 @@ async fn after_a_restart_all_subscriptions_are_back() {
     let (subscribed, ()) = tokio::join!(node.bus.subscribe(late), redis.start_again());
     subscribed.unwrap();
     until("the gap is told", SOON, async || node.received.gaps() == 1).await;
-    until("publishing works", SOON, async || {
-        node.bus.ping().await.is_ok()
-    })
-    .await;
+    until("publishing works", SOON, async || node.bus.ping().await.is_ok()).await;
     assert_eq!(node.publish(users[0], 2).await, Receivers::Count(0));
     let held: Vec<_> = users[1..].iter().copied().chain([late]).collect();
     node.delivers_to(&held, 3).await;
-    assert_eq!(
-        held.iter().collect::<HashSet<_>>().len(),
-        node.bus.subscriptions()
-    );
+    assert_eq!(held.iter().collect::<HashSet<_>>().len(), node.bus.subscriptions());
     node.stop().await;
 }
 
@@ -516,26 +417,16 @@ async fn after_the_stop_nothing_works_and_nothing_waits() {
     node.stop().await;
     let stopped = Instant::now();
     assert!(bus.subscribe(user).await.is_err());
-    assert_eq!(
-        bus.publish(&[(user, envelope(1).encode())]).await,
-        [Receivers::Unknown]
-    );
+    assert_eq!(bus.publish(&[(user, envelope(1).encode())]).await, [Receivers::Unknown]);
     assert!(!bus.is_whole());
     bus.unsubscribe(user);
-    assert!(
-        stopped.elapsed() < Duration::from_secs(1),
-        "took {:?}",
-        stopped.elapsed()
-    );
+    assert!(stopped.elapsed() < Duration::from_secs(1), "took {:?}", stopped.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_not_there_or_wrongly_named_is_an_error() {
     let connect = async |url: &str| {
-        let config = RedisConfig {
-            url: url.into(),
-            prefix: "test".into(),
-        };
+        let config = RedisConfig { url: url.into(), prefix: "test".into() };
         let stop = CancellationToken::new();
         let inbox = Arc::new(Received::default());
         let bus = Bus::connect(&BusConfig::Redis(config), inbox, stop, &TaskTracker::new()).await;

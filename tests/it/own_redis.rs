@@ -13,16 +13,10 @@ use uuid::Uuid;
 ///
 /// A test that could not run must never look like one that passed: without the address it fails,
 /// unless the run was asked to be embedded only.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests have no config to read the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "tests have no config to read the environment")]
 pub fn shared() -> Option<RedisConfig> {
     if let Ok(url) = std::env::var("TEST_REDIS_URL") {
-        return Some(RedisConfig {
-            url,
-            prefix: format!("test-{}", Uuid::new_v4().simple()),
-        });
+        return Some(RedisConfig { url, prefix: format!("test-{}", Uuid::new_v4().simple()) });
     }
     if std::env::var("TIDINGS_TEST_EMBEDDED_ONLY").is_ok_and(|value| value == "1") {
         println!("did not run: TEST_REDIS_URL is not set, and this run is embedded only");
@@ -53,20 +47,13 @@ impl OwnRedis {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let server = spawn(port, &folder);
-        let redis = Self {
-            port,
-            folder,
-            server,
-        };
+        let redis = Self { port, folder, server };
         redis.ready().await;
         Some(redis)
     }
 
     pub fn config(&self) -> RedisConfig {
-        RedisConfig {
-            url: format!("redis://127.0.0.1:{}", self.port),
-            prefix: "test".into(),
-        }
+        RedisConfig { url: format!("redis://127.0.0.1:{}", self.port), prefix: "test".into() }
     }
 
     /// Sends one command, from a connection of its own.
@@ -77,10 +64,7 @@ impl OwnRedis {
     async fn try_command<T: redis::FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
         let client = redis::Client::open(self.config().url)?;
         let mut connection = client.get_multiplexed_async_connection().await?;
-        redis::cmd(words[0])
-            .arg(&words[1..])
-            .query_async(&mut connection)
-            .await
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
     }
 
     /// The connections stay open, nobody answers.
@@ -108,11 +92,9 @@ impl OwnRedis {
     }
 
     async fn ready(&self) {
-        until(
-            "redis-server answers",
-            Duration::from_secs(10),
-            async || self.try_command::<String>(&["PING"]).await.is_ok(),
-        )
+        until("redis-server answers", Duration::from_secs(10), async || {
+            self.try_command::<String>(&["PING"]).await.is_ok()
+        })
         .await;
     }
 }
@@ -129,21 +111,12 @@ impl Drop for OwnRedis {
 fn free_port() -> u16 {
     let mut candidates =
         std::iter::repeat_with(|| 20_000 + Uuid::new_v4().as_u128() as u16 % 12_000);
-    candidates
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .unwrap()
+    candidates.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 fn spawn(port: u16, folder: &tempfile::TempDir) -> Child {
     Command::new("redis-server")
-        .args([
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            &port.to_string(),
-            "--appendonly",
-            "no",
-        ])
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--appendonly", "no"])
         .args(["--save", "", "--dir"])
         .arg(folder.path())
         .stdout(Stdio::null())

@@ -24,20 +24,10 @@ struct Node {
 
 impl Node {
     async fn start(redis: Option<RedisConfig>, lease: Duration) -> Self {
-        let config = PresenceConfig {
-            redis,
-            lease,
-            max_devices: 3,
-        };
+        let config = PresenceConfig { redis, lease, max_devices: 3 };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let presence = Presence::connect(&config, stop.clone(), &tasks)
-            .await
-            .unwrap();
-        Self {
-            presence,
-            stop,
-            tasks,
-        }
+        let presence = Presence::connect(&config, stop.clone(), &tasks).await.unwrap();
+        Self { presence, stop, tasks }
     }
 
     async fn on(redis: &RedisConfig) -> Self {
@@ -46,10 +36,7 @@ impl Node {
 
     /// Waits until absence means something here.
     async fn certain(self) -> Self {
-        until("absence is certain", SOON, async || {
-            self.presence.absence_is_certain()
-        })
-        .await;
+        until("absence is certain", SOON, async || self.presence.absence_is_certain()).await;
         self
     }
 
@@ -68,13 +55,15 @@ impl Node {
         self.presence.register(user, entry.clone()).await.unwrap()
     }
 
+    async fn register_again(&self, user: UserId, entry: &Entry) -> Registered {
+        self.presence.register_again(vec![(user, entry.clone())]).await.unwrap().remove(0)
+    }
+
     /// Ends the tasks without a farewell: as others see it, a crash.
     async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
-        tokio::time::timeout(SOON, self.tasks.wait())
-            .await
-            .expect("all tasks end");
+        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("all tasks end");
     }
 }
 
@@ -94,11 +83,7 @@ fn entry(device: &str, since: i64) -> Entry {
 }
 
 fn first() -> Registered {
-    Registered {
-        replaced: None,
-        younger: false,
-        devices: 1,
-    }
+    Registered { replaced: None, younger: false, devices: 1 }
 }
 
 async fn on_each(body: impl AsyncFn(Node)) {
@@ -120,13 +105,8 @@ async fn a_registered_session_is_online_and_a_removed_one_was_seen() {
         assert_eq!(node.online(user).await, [phone.clone()]);
 
         let before = Timestamp::now();
-        node.presence
-            .remove(user, &phone.device, phone.session)
-            .await;
-        let Status::Offline {
-            last_seen: Some(seen),
-        } = node.status(user).await
-        else {
+        node.presence.remove(user, &phone.device, phone.session).await;
+        let Status::Offline { last_seen: Some(seen) } = node.status(user).await else {
             panic!("{:?}", node.status(user).await)
         };
         assert!(before <= seen && seen <= Timestamp::now());
@@ -149,10 +129,7 @@ async fn a_younger_session_replaces_the_older_one_of_its_device() {
         assert_eq!(node.register(user, &new).await, first());
         // Begun within the same millisecond: the one that comes later.
         let twin = entry("phone", 1);
-        assert_eq!(
-            node.register(user, &twin).await.replaced.unwrap().session,
-            new.session
-        );
+        assert_eq!(node.register(user, &twin).await.replaced.unwrap().session, new.session);
         node.stop().await;
     })
     .await;
@@ -164,21 +141,25 @@ async fn a_younger_session_stays() {
         let (user, old, new) = (user(), entry("phone", 0), entry("phone", 1));
         node.register(user, &new).await;
         node.register(user, &entry("tablet", 5)).await;
-        let registered = node.register(user, &old).await;
-        assert_eq!(
-            registered,
-            Registered {
-                replaced: None,
-                younger: true,
-                devices: 2
-            }
-        );
-        assert!(
-            node.online(user)
-                .await
-                .iter()
-                .any(|held| held.session == new.session)
-        );
+        let registered = node.register_again(user, &old).await;
+        assert_eq!(registered, Registered { replaced: None, younger: true, devices: 2 });
+        assert!(node.online(user).await.iter().any(|held| held.session == new.session));
+        node.stop().await;
+    })
+    .await;
+}
+
+/// A reconnect to a node whose clock is behind must not be refused for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_is_the_younger_whatever_the_clocks_say() {
+    on_each(async |node| {
+        let (user, ahead, behind) = (user(), entry("phone", 60), entry("phone", 0));
+        node.register(user, &ahead).await;
+        let registered = node.register(user, &behind).await;
+        assert_eq!(registered.replaced.unwrap().session, ahead.session);
+        assert!(!registered.younger);
+        assert!(node.register_again(user, &ahead).await.younger);
+        assert_eq!(node.online(user).await[0].session, behind.session);
         node.stop().await;
     })
     .await;
@@ -191,9 +172,7 @@ async fn a_removal_compares_the_session() {
         node.register(user, &old).await;
         node.register(user, &new).await;
         node.presence.remove(user, &old.device, old.session).await;
-        node.presence
-            .remove(user, &"tablet".parse().unwrap(), new.session)
-            .await;
+        node.presence.remove(user, &"tablet".parse().unwrap(), new.session).await;
         assert_eq!(node.online(user).await[0].session, new.session);
         node.stop().await;
     })
@@ -224,20 +203,14 @@ async fn devices_beyond_the_limit_are_not_registered() {
 async fn many_are_answered_in_their_order() {
     on_each(async |node| {
         let users: Vec<UserId> = (0..2_500).map(|_| user()).collect();
-        let entries: Vec<_> = users
-            .iter()
-            .map(|user| (*user, entry("phone", 0)))
-            .collect();
+        let entries: Vec<_> = users.iter().map(|user| (*user, entry("phone", 0))).collect();
         // One of them has a younger session already, one an older.
         node.register(users[1], &entry("phone", 1)).await;
         node.register(users[2_400], &entry("phone", -1)).await;
-        let registered = node.presence.register_many(entries.clone()).await.unwrap();
+        let registered = node.presence.register_again(entries.clone()).await.unwrap();
         for (n, registered) in registered.iter().enumerate() {
             assert_eq!(registered.devices, 1);
-            assert_eq!(
-                (registered.younger, registered.replaced.is_some()),
-                (n == 1, n == 2_400)
-            );
+            assert_eq!((registered.younger, registered.replaced.is_some()), (n == 1, n == 2_400));
         }
         let asked: Vec<UserId> = users.iter().flat_map(|known| [*known, user()]).collect();
         for (n, status) in node.presence.status(&asked).await.into_iter().enumerate() {
@@ -247,24 +220,13 @@ async fn many_are_answered_in_their_order() {
                 status => assert_eq!((status, n % 2), (Status::Offline { last_seen: None }, 1)),
             }
         }
-        let sessions = entries
-            .into_iter()
-            .map(|(user, entry)| (user, entry.device, entry.session))
-            .collect();
+        let sessions =
+            entries.into_iter().map(|(user, entry)| (user, entry.device, entry.session)).collect();
         node.presence.remove_many(sessions).await;
         let online = node.presence.status(&users).await;
-        let online = online
-            .iter()
-            .filter(|status| matches!(status, Status::Online(_)))
-            .count();
+        let online = online.iter().filter(|status| matches!(status, Status::Online(_))).count();
         assert_eq!(online, 1, "only the younger one stays");
-        assert!(
-            node.presence
-                .register_many(vec![])
-                .await
-                .unwrap()
-                .is_empty()
-        );
+        assert!(node.presence.register_again(vec![]).await.unwrap().is_empty());
         assert!(node.presence.status(&[]).await.is_empty());
         node.stop().await;
     })
@@ -274,39 +236,24 @@ async fn many_are_answered_in_their_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_nodes_sessions_are_void_when_its_lease_runs_out() {
     let Some(redis) = shared() else { return };
-    let (alive, dead) = (
-        Node::on(&redis).await.certain().await,
-        Node::on(&redis).await,
-    );
+    let (alive, dead) = (Node::on(&redis).await.certain().await, Node::on(&redis).await);
     let (user, phone) = (user(), entry("phone", 0));
     dead.register(user, &phone).await;
     dead.register(user, &entry("tablet", 0)).await;
     dead.stop().await;
     assert_eq!(alive.online(user).await.len(), 2);
-    let begun = Status::Offline {
-        last_seen: Some(phone.since),
-    };
-    until("the lease runs out", LEASE + SOON, async || {
-        alive.status(user).await == begun
-    })
-    .await;
+    let begun = Status::Offline { last_seen: Some(phone.since) };
+    until("the lease runs out", LEASE + SOON, async || alive.status(user).await == begun).await;
     // They count no more, not even against a session that is older, and are cleaned up.
     assert_eq!(alive.register(user, &entry("phone", -1)).await, first());
     assert_eq!(alive.online(user).await.len(), 1);
     let mut connection = connection(&redis).await;
     let key = redis.user_key("presence", user);
-    let fields: Vec<String> = redis::cmd("HKEYS")
-        .arg(&key)
-        .query_async(&mut connection)
-        .await
-        .unwrap();
+    let fields: Vec<String> =
+        redis::cmd("HKEYS").arg(&key).query_async(&mut connection).await.unwrap();
     assert_eq!(fields.len(), 2, "{fields:?}");
     let days = |seconds: i64| (seconds + 3600) / 86_400;
-    let ttl: i64 = redis::cmd("TTL")
-        .arg(&key)
-        .query_async(&mut connection)
-        .await
-        .unwrap();
+    let ttl: i64 = redis::cmd("TTL").arg(&key).query_async(&mut connection).await.unwrap();
     assert_eq!(days(ttl), 30, "the hash is not kept for ever");
 }
 
@@ -328,10 +275,8 @@ async fn a_lease_given_back_ends_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lease_is_not_revived() {
     let Some(redis) = shared() else { return };
-    let (node, other) = (
-        Node::on(&redis).await,
-        Node::on(&redis).await.certain().await,
-    );
+    let node = Node::on(&redis).await.certain().await;
+    let other = Node::on(&redis).await.certain().await;
     let (user, phone, old) = (user(), entry("phone", 0), node.presence.node_id());
     node.register(user, &phone).await;
     let mut changes = node.presence.lease_changes();
@@ -339,23 +284,15 @@ async fn a_lost_lease_is_not_revived() {
 
     let mut connection = connection(&redis).await;
     let key = format!("{}:node:{old}", redis.prefix);
-    let deleted: usize = redis::cmd("DEL")
-        .arg(&key)
-        .query_async(&mut connection)
-        .await
-        .unwrap();
+    let deleted: usize = redis::cmd("DEL").arg(&key).query_async(&mut connection).await.unwrap();
     assert_eq!(deleted, 1);
+    // Whether it has noticed already or does so now: what is not there means nothing any more.
+    assert_eq!(node.status(UserId(Uuid::new_v4())).await, Status::Unknown);
     assert!(matches!(other.status(user).await, Status::Offline { .. }));
-    tokio::time::timeout(SOON, changes.changed())
-        .await
-        .expect("a new lease")
-        .unwrap();
+    tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
     let new = *changes.borrow_and_update();
     assert_ne!(new, old);
-    assert_eq!(
-        (node.presence.node_id(), node.presence.lease_losses()),
-        (new, 1)
-    );
+    assert_eq!((node.presence.node_id(), node.presence.lease_losses()), (new, 1));
     assert!(!node.presence.absence_is_certain());
 
     assert_eq!(node.register(user, &phone).await, first());
@@ -363,11 +300,7 @@ async fn a_lost_lease_is_not_revived() {
     // The new one is renewed, the old one stays dead.
     let node = node.certain().await;
     assert_eq!(other.online(user).await[0].node, new);
-    let exists: bool = redis::cmd("EXISTS")
-        .arg(&key)
-        .query_async(&mut connection)
-        .await
-        .unwrap();
+    let exists: bool = redis::cmd("EXISTS").arg(&key).query_async(&mut connection).await.unwrap();
     assert!(!exists && !changes.has_changed().unwrap());
     node.stop().await;
     other.stop().await;
@@ -383,11 +316,7 @@ async fn absence_is_unknown_until_it_is_certain() {
     assert_eq!(node.status(away).await, Status::Unknown);
     assert_eq!(node.online(here).await.len(), 1);
     let node = node.certain().await;
-    assert!(
-        started.elapsed() >= LEASE + LEASE / 3,
-        "certain after {:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() >= LEASE + LEASE / 3, "certain after {:?}", started.elapsed());
     assert_eq!(node.status(away).await, Status::Offline { last_seen: None });
     node.stop().await;
 }
@@ -411,10 +340,7 @@ async fn after_a_restart_absence_is_unknown_and_sessions_want_a_new_lease() {
     redis.start_again().await;
     // Whether it still waits for its new lease or has it: nobody is called offline.
     assert_eq!(node.status(user).await, Status::Unknown);
-    tokio::time::timeout(SOON, changes.changed())
-        .await
-        .expect("a new lease")
-        .unwrap();
+    tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
     assert_ne!(node.presence.node_id(), old);
     assert_eq!(node.status(user).await, Status::Unknown);
     node.register(user, &phone).await;
@@ -436,15 +362,9 @@ async fn a_restart_from_a_snapshot_is_noticed_though_the_lease_lives() {
     redis.kill();
     redis.start_again().await;
     let key = format!("test:node:{old}");
-    assert!(
-        redis.command::<bool>(&["EXISTS", &key]).await,
-        "the snapshot has the lease"
-    );
+    assert!(redis.command::<bool>(&["EXISTS", &key]).await, "the snapshot has the lease");
     assert_eq!(node.status(user).await, Status::Unknown);
-    tokio::time::timeout(SOON, changes.changed())
-        .await
-        .expect("a new lease")
-        .unwrap();
+    tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
     node.stop().await;
 }
 
@@ -462,27 +382,43 @@ async fn a_hanging_redis_makes_nobody_wait_for_long_and_failed_writes_are_repair
     redis.pause();
     let paused = Instant::now();
     assert_eq!(node.status(user).await, Status::Unknown);
-    assert!(
-        paused.elapsed() < Duration::from_secs(4),
-        "took {:?}",
-        paused.elapsed()
-    );
+    assert!(paused.elapsed() < Duration::from_secs(4), "took {:?}", paused.elapsed());
     let paused = Instant::now();
-    node.presence
-        .remove(user, &phone.device, phone.session)
-        .await;
-    assert!(
-        paused.elapsed() < Duration::from_secs(4),
-        "took {:?}",
-        paused.elapsed()
-    );
+    node.presence.remove(user, &phone.device, phone.session).await;
+    assert!(paused.elapsed() < Duration::from_secs(4), "took {:?}", paused.elapsed());
     assert!(!changes.has_changed().unwrap());
 
     redis.resume();
-    tokio::time::timeout(SOON, changes.changed())
+    tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
+    node.stop().await;
+}
+
+/// A registration that was given up while Redis hung may run later, when the session has been
+/// registered again under a new lease: it would put the session back under the dead one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_registration_of_an_earlier_lease_changes_nothing() {
+    let Some(redis) = shared() else { return };
+    let node = Node::on(&redis).await;
+    let (user, phone, old) = (user(), entry("phone", 0), node.presence.node_id());
+    let mut connection = connection(&redis).await;
+    let key = redis.user_key("presence", user);
+    node.register(user, &phone).await;
+    let late: String =
+        redis::cmd("HGET").arg(&key).arg("phone").query_async(&mut connection).await.unwrap();
+    assert!(late.contains(&old.to_string()));
+
+    let mut changes = node.presence.lease_changes();
+    let lease = format!("{}:node:{old}", redis.prefix);
+    redis::cmd("DEL").arg(lease).exec_async(&mut connection).await.unwrap();
+    tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
+    node.register(user, &phone).await;
+    redis::Script::new(include_str!("../../src/presence/redis/register.lua"))
+        .key(&key)
+        .arg(&["phone", &late, "3", "1000"])
+        .invoke_async::<()>(&mut connection)
         .await
-        .expect("a new lease")
         .unwrap();
+    assert_eq!(node.online(user).await[0].node, node.presence.node_id());
     node.stop().await;
 }
 

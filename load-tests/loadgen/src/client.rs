@@ -86,10 +86,7 @@ impl Outbox {
 
     fn frame(&mut self, opcode: Opcode, payload: &[u8]) {
         // Differs from frame to frame; nobody here has to be kept from guessing it.
-        self.mask = self
-            .mask
-            .wrapping_mul(0x915f_77f5)
-            .wrapping_add(0x9e37_79b9);
+        self.mask = self.mask.wrapping_mul(0x915f_77f5).wrapping_add(0x9e37_79b9);
         frame::encode(&mut self.bytes, opcode, self.mask, payload);
     }
 }
@@ -113,9 +110,7 @@ impl Client {
             }
             Ok(client)
         };
-        timeout(CONNECT_TIMEOUT, opening)
-            .await
-            .context("no hello in time")?
+        timeout(CONNECT_TIMEOUT, opening).await.context("no hello in time")?
     }
 
     async fn connect(
@@ -124,22 +119,14 @@ impl Client {
         identity: Identity<'_>,
         subprotocol: bool,
     ) -> anyhow::Result<Self> {
-        let socket = if target.addr.is_ipv4() {
-            TcpSocket::new_v4()
-        } else {
-            TcpSocket::new_v6()
-        };
+        let socket = if target.addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let socket = socket?;
         if let Some(source) = source {
             socket.bind(SocketAddr::new(source, 0)).context("bind")?;
         }
         let mut stream = socket.connect(target.addr).await.context("connect")?;
         stream.set_nodelay(true)?;
-        let offer = if subprotocol {
-            "Sec-WebSocket-Protocol: tidings.v1.json\r\n"
-        } else {
-            ""
-        };
+        let offer = if subprotocol { "Sec-WebSocket-Protocol: tidings.v1.json\r\n" } else { "" };
         let head = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{offer}X-User-ID: {}\r\n\
@@ -149,14 +136,8 @@ impl Client {
         stream.write_all(head.as_bytes()).await?;
         let mut received = Vec::new();
         let end = loop {
-            ensure!(
-                received.len() < MAX_HEAD,
-                "the handshake's answer has no end"
-            );
-            ensure!(
-                read_more(&mut stream, &mut received).await? > 0,
-                "cut off in the handshake"
-            );
+            ensure!(received.len() < MAX_HEAD, "the handshake's answer has no end");
+            ensure!(read_more(&mut stream, &mut received).await? > 0, "cut off in the handshake");
             if let Some(at) = received.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
@@ -168,11 +149,7 @@ impl Client {
             bail!("{fault} {body}");
         }
         let rest = received[end..].to_vec();
-        let mut client = Self {
-            stream,
-            rest,
-            out: Outbox::default(),
-        };
+        let mut client = Self { stream, rest, out: Outbox::default() };
         client.out.mask = identity.user.as_u64_pair().1 as u32;
         Ok(client)
     }
@@ -254,10 +231,7 @@ impl Client {
                 Opcode::Ping => self.out.frame(Opcode::Pong, frame.payload),
                 Opcode::Pong => {}
                 Opcode::Close => {
-                    let code = frame
-                        .payload
-                        .first_chunk()
-                        .map(|code| u16::from_be_bytes(*code));
+                    let code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
                     closed = Some(Closed { code });
                     break;
                 }
@@ -321,10 +295,7 @@ mod tests {
                     sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
         assert_eq!(check_answer(good, false), Ok(()));
         assert!(check_answer(good, true).is_err(), "no subprotocol");
-        assert!(
-            check_answer(&good.replace("s3p", "xxx"), false).is_err(),
-            "another key"
-        );
+        assert!(check_answer(&good.replace("s3p", "xxx"), false).is_err(), "another key");
         let busy = check_answer("HTTP/1.1 503 Service Unavailable\r\n\r\n", false);
         assert!(busy.unwrap_err().contains("503"));
     }

@@ -44,14 +44,10 @@ pub fn decode(input: &[u8]) -> io::Result<Option<(Frame<'_>, usize)>> {
         },
         _ => return Err(fault("the server masks its frames".to_owned())),
     };
-    let size = usize::try_from(size)
-        .ok()
-        .filter(|size| *size <= MAX_PAYLOAD);
+    let size = usize::try_from(size).ok().filter(|size| *size <= MAX_PAYLOAD);
     let size = size.ok_or_else(|| fault("a frame is too large".to_owned()))?;
     let end = head + size;
-    let frame = input
-        .get(head..end)
-        .map(|payload| (Frame { opcode, payload }, end));
+    let frame = input.get(head..end).map(|payload| (Frame { opcode, payload }, end));
     Ok(frame)
 }
 
@@ -118,15 +114,8 @@ mod tests {
     fn the_mask_is_that_of_the_rfc() {
         // RFC 6455, section 5.7: a masked "Hello".
         let mut out = Vec::new();
-        encode(
-            &mut out,
-            Opcode::Text,
-            u32::from_ne_bytes([0x37, 0xfa, 0x21, 0x3d]),
-            b"Hello",
-        );
-        let expected = [
-            0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58,
-        ];
+        encode(&mut out, Opcode::Text, u32::from_ne_bytes([0x37, 0xfa, 0x21, 0x3d]), b"Hello");
+        let expected = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
         assert_eq!(out, expected);
     }
 
@@ -135,21 +124,9 @@ mod tests {
         let mut wire = unmasked(Opcode::Ping, b"7");
         wire.extend(unmasked(Opcode::Close, &[3, 232]));
         let (ping, used) = decode(&wire).unwrap().unwrap();
-        assert_eq!(
-            ping,
-            Frame {
-                opcode: Opcode::Ping,
-                payload: b"7"
-            }
-        );
+        assert_eq!(ping, Frame { opcode: Opcode::Ping, payload: b"7" });
         let (close, _) = decode(&wire[used..]).unwrap().unwrap();
-        assert_eq!(
-            close,
-            Frame {
-                opcode: Opcode::Close,
-                payload: &[3, 232]
-            }
-        );
+        assert_eq!(close, Frame { opcode: Opcode::Close, payload: &[3, 232] });
     }
 
     #[test]
@@ -160,9 +137,6 @@ mod tests {
         assert!(decode(&[0x82, 0]).is_err(), "binary");
         assert!(decode(&[0x01, 0]).is_err(), "a fragment");
         assert!(decode(&[0xc1, 0]).is_err(), "a reserved bit");
-        assert!(
-            decode(&[0x81, 127, 0, 0, 1, 0, 0, 0, 0, 0]).is_err(),
-            "a terabyte"
-        );
+        assert!(decode(&[0x81, 127, 0, 0, 1, 0, 0, 0, 0, 0]).is_err(), "a terabyte");
     }
 }

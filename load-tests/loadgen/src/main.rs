@@ -71,9 +71,7 @@ fn main() -> ExitCode {
 /// True if what was promised held.
 fn run(cli: Cli) -> anyhow::Result<bool> {
     let runtime = match cli.threads {
-        1 => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build(),
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
         threads => tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads.into())
             .enable_all()
@@ -90,9 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
 
 /// `30`, `30s`, `500ms` or `2m`; at most a day.
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit {
         "ms" => 1,
@@ -100,10 +96,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60_000,
         _ => return Err("expected a time such as 30s, 500ms or 2m".to_owned()),
     };
-    let ms = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(factor));
+    let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
     let bounded = ms.filter(|ms| *ms <= 86_400_000).map(Duration::from_millis);
     bounded.ok_or_else(|| "expected a time of at most a day".to_owned())
 }

@@ -29,10 +29,7 @@ impl FromStr for Named {
             bail!("expected NAME=PID or NAME=PID,PID");
         };
         let pids: Result<Vec<u32>, _> = pids.split(',').map(str::parse).collect();
-        Ok(Self {
-            name: name.to_owned(),
-            pids: pids.context("a pid is a number")?,
-        })
+        Ok(Self { name: name.to_owned(), pids: pids.context("a pid is a number")? })
     }
 }
 
@@ -50,10 +47,7 @@ impl Cpu {
 
     /// What was used between `earlier` and this.
     pub fn since(self, earlier: Self) -> Self {
-        Self {
-            user: self.user - earlier.user,
-            system: self.system - earlier.system,
-        }
+        Self { user: self.user - earlier.user, system: self.system - earlier.system }
     }
 }
 
@@ -106,19 +100,13 @@ pub const SELF: &str = "loadgen";
 impl Watch {
     pub fn new(mut named: Vec<Named>) -> anyhow::Result<Self> {
         for Named { name, pids } in &named {
-            ensure!(
-                name != SELF,
-                "--pid {name}: that name is the generator's own"
-            );
+            ensure!(name != SELF, "--pid {name}: that name is the generator's own");
             for pid in pids {
                 fs::metadata(format!("/proc/{pid}"))
                     .with_context(|| format!("--pid {name}={pid}: no such process"))?;
             }
         }
-        named.push(Named {
-            name: SELF.to_owned(),
-            pids: vec![std::process::id()],
-        });
+        named.push(Named { name: SELF.to_owned(), pids: vec![std::process::id()] });
         Ok(Self { named })
     }
 
@@ -177,22 +165,14 @@ fn usage_of(pid: u32) -> Option<Usage> {
         None => parse_status(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)?,
     };
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-    Some(Usage {
-        cpu: parse_cpu(&stat)?,
-        memory,
-        fds,
-    })
+    Some(Usage { cpu: parse_cpu(&stat)?, memory, fds })
 }
 
 /// Child to parent, of all processes.
 fn parents() -> anyhow::Result<BTreeMap<u32, u32>> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -207,10 +187,7 @@ fn with_descendants(pids: &[u32], parents: &BTreeMap<u32, u32>) -> Vec<u32> {
     let mut all = pids.to_vec();
     let mut at = 0;
     while let Some(&parent) = all.get(at) {
-        let children = parents
-            .iter()
-            .filter(|(_, of)| **of == parent)
-            .map(|(pid, _)| *pid);
+        let children = parents.iter().filter(|(_, of)| **of == parent).map(|(pid, _)| *pid);
         for child in children {
             if !all.contains(&child) {
                 all.push(child);
@@ -234,25 +211,16 @@ fn parse_parent(stat: &str) -> Option<u32> {
 fn parse_cpu(stat: &str) -> Option<Cpu> {
     let fields = stat_fields(stat)?;
     let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
-    Some(Cpu {
-        user: (ticks(11)? + ticks(13)?) / TICKS,
-        system: (ticks(12)? + ticks(14)?) / TICKS,
-    })
+    Some(Cpu { user: (ticks(11)? + ticks(13)?) / TICKS, system: (ticks(12)? + ticks(14)?) / TICKS })
 }
 
 fn parse_rollup(rollup: &str) -> Option<Memory> {
-    Some(Memory {
-        rss_bytes: kib(rollup, "Rss:")?,
-        pss_bytes: kib(rollup, "Pss:")?,
-    })
+    Some(Memory { rss_bytes: kib(rollup, "Rss:")?, pss_bytes: kib(rollup, "Pss:")? })
 }
 
 fn parse_status(status: &str) -> Option<Memory> {
     let rss_bytes = kib(status, "VmRSS:")?;
-    Some(Memory {
-        rss_bytes,
-        pss_bytes: rss_bytes,
-    })
+    Some(Memory { rss_bytes, pss_bytes: rss_bytes })
 }
 
 /// The value of a line such as `Rss:   12 kB`, in bytes.
@@ -263,10 +231,7 @@ fn kib(text: &str, key: &str) -> Option<u64> {
 
 fn parse_machine(stat: &str) -> Option<Machine> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
-    let fields: Vec<f64> = line
-        .split_ascii_whitespace()
-        .filter_map(|n| n.parse().ok())
-        .collect();
+    let fields: Vec<f64> = line.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
     let &[user, nice, system, idle, iowait, irq, softirq, steal, ..] = fields.as_slice() else {
         return None;
     };
@@ -279,9 +244,7 @@ fn parse_machine(stat: &str) -> Option<Machine> {
 
 /// The soft limit; never raised from here.
 fn parse_fd_limit(limits: &str) -> Option<usize> {
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     match line.split_ascii_whitespace().next()? {
         "unlimited" => Some(usize::MAX),
         limit => limit.parse().ok(),
@@ -297,13 +260,7 @@ mod tests {
     #[test]
     fn cpu_and_parent_are_found_behind_any_name() {
         assert_eq!(parse_parent(STAT), Some(42));
-        assert_eq!(
-            parse_cpu(STAT),
-            Some(Cpu {
-                user: 17.0,
-                system: 0.4
-            })
-        );
+        assert_eq!(parse_cpu(STAT), Some(Cpu { user: 17.0, system: 0.4 }));
         assert_eq!(parse_cpu("77 (x) S 1"), None);
     }
 
@@ -312,10 +269,7 @@ mod tests {
         let rollup = "5569d48d6000-7ffc3ba51000 ---p 0 0 0 [rollup]\nRss:    1616 kB\n\
                       Pss:     196 kB\nPss_Dirty:  1 kB\n";
         let memory = parse_rollup(rollup).unwrap();
-        assert_eq!(
-            (memory.rss_bytes, memory.pss_bytes),
-            (1616 << 10, 196 << 10)
-        );
+        assert_eq!((memory.rss_bytes, memory.pss_bytes), (1616 << 10, 196 << 10));
         let status = "VmHWM:\t 9 kB\nVmRSS:\t    8 kB\n";
         assert_eq!(parse_status(status).unwrap().rss_bytes, 8 << 10);
     }
@@ -323,36 +277,20 @@ mod tests {
     #[test]
     fn the_machine_is_read() {
         let machine = parse_machine("cpu  100 50 50 700 100 0 200 0 0 0\ncpu0 1 1\n").unwrap();
-        assert_eq!(
-            machine,
-            Machine {
-                busy: 4.0,
-                idle: 8.0,
-                softirq: 2.0
-            }
-        );
+        assert_eq!(machine, Machine { busy: 4.0, idle: 8.0, softirq: 2.0 });
     }
 
     #[test]
     fn limits_are_read() {
         let line = "Max open files            1024                 20000                files\n";
         assert_eq!(parse_fd_limit(line), Some(1024));
-        assert_eq!(
-            parse_fd_limit("Max open files  unlimited unlimited files"),
-            Some(usize::MAX)
-        );
+        assert_eq!(parse_fd_limit("Max open files  unlimited unlimited files"), Some(usize::MAX));
     }
 
     #[test]
     fn names_and_pids_are_read() {
         let named: Named = "postgres=12,13".parse().unwrap();
-        assert_eq!(
-            named,
-            Named {
-                name: "postgres".to_owned(),
-                pids: vec![12, 13]
-            }
-        );
+        assert_eq!(named, Named { name: "postgres".to_owned(), pids: vec![12, 13] });
         for wrong in ["12", "=12", "node=", "node=x"] {
             assert!(wrong.parse::<Named>().is_err(), "{wrong}");
         }

@@ -91,10 +91,7 @@ impl Cost {
     /// Microseconds of CPU for each of `units`, by process.
     pub fn us_per(&self, units: f64) -> BTreeMap<String, f64> {
         let each = |(name, cpu): (&String, &Cpu)| {
-            (
-                name.clone(),
-                round(cpu.total() * 1e6 / units.max(f64::MIN_POSITIVE), 3),
-            )
+            (name.clone(), round(cpu.total() * 1e6 / units.max(f64::MIN_POSITIVE), 3))
         };
         self.cpu.iter().map(each).collect()
     }
@@ -124,19 +121,10 @@ impl Table {
     /// Two rows for the cost of a stretch of time.
     pub fn cost(&mut self, cost: &Cost) {
         let by = cost.cpu.iter().map(|(name, cpu)| {
-            format!(
-                "{name} {:.2} ({:.2} user, {:.2} system)",
-                cpu.total(),
-                cpu.user,
-                cpu.system
-            )
+            format!("{name} {:.2} ({:.2} user, {:.2} system)", cpu.total(), cpu.user, cpu.system)
         });
         self.row("  CPU seconds", by.collect::<Vec<_>>().join(", "));
-        let Machine {
-            busy,
-            idle,
-            softirq,
-        } = cost.machine;
+        let Machine { busy, idle, softirq } = cost.machine;
         let others = cost.others();
         self.row(
             "  machine",
@@ -152,28 +140,14 @@ impl Table {
     pub fn counts(&mut self, what: impl Into<String>, counts: &BTreeMap<String, u64>) {
         let counts = counts.iter().map(|(what, count)| format!("{what} {count}"));
         let counts = counts.collect::<Vec<_>>().join(", ");
-        self.row(
-            what,
-            if counts.is_empty() {
-                "none".to_owned()
-            } else {
-                counts
-            },
-        );
+        self.row(what, if counts.is_empty() { "none".to_owned() } else { counts });
     }
 }
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let width = self
-            .0
-            .iter()
-            .map(|(what, _)| what.chars().count())
-            .max()
-            .unwrap_or(0);
-        self.0
-            .iter()
-            .try_for_each(|(what, value)| writeln!(f, "{what:width$}  {value}"))
+        let width = self.0.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
+        self.0.iter().try_for_each(|(what, value)| writeln!(f, "{what:width$}  {value}"))
     }
 }
 
@@ -214,10 +188,7 @@ pub struct Progress {
 impl Progress {
     pub fn new() -> Self {
         let now = Instant::now();
-        Self {
-            started: now,
-            next: now + Duration::from_secs(1),
-        }
+        Self { started: now, next: now + Duration::from_secs(1) }
     }
 
     pub fn tell(&mut self, text: impl FnOnce() -> String) {
@@ -264,16 +235,9 @@ mod tests {
         let sample = |user, busy| Sample {
             usage: BTreeMap::from([(
                 "node".to_owned(),
-                crate::proc::Usage {
-                    cpu: Cpu { user, system: 1.0 },
-                    ..Default::default()
-                },
+                crate::proc::Usage { cpu: Cpu { user, system: 1.0 }, ..Default::default() },
             )]),
-            machine: Machine {
-                busy,
-                idle: 0.0,
-                softirq: 0.0,
-            },
+            machine: Machine { busy, idle: 0.0, softirq: 0.0 },
         };
         let cost = Cost::between(&sample(1.0, 2.0), &sample(3.0, 7.0));
         assert_eq!(cost.us_per(1000.0)["node"], 2000.0);

@@ -43,16 +43,11 @@ impl Rest {
             // How it ended shows in the request that was under way.
             let _: Result<(), hyper::Error> = connection.await;
         });
-        Ok(Self {
-            requests,
-            host: target.host.clone(),
-            _connection: tasks,
-        })
+        Ok(Self { requests, host: target.host.clone(), _connection: tasks })
     }
 
     pub async fn create_direct(&mut self, owner: Uuid, other: Uuid) -> anyhow::Result<Created> {
-        self.create(owner, json!({ "kind": "direct", "participants": [other] }))
-            .await
+        self.create(owner, json!({ "kind": "direct", "participants": [other] })).await
     }
 
     pub async fn create_group(
@@ -61,11 +56,7 @@ impl Rest {
         title: &str,
         others: &[Uuid],
     ) -> anyhow::Result<Created> {
-        self.create(
-            owner,
-            json!({ "kind": "group", "title": title, "participants": others }),
-        )
-        .await
+        self.create(owner, json!({ "kind": "group", "title": title, "participants": others })).await
     }
 
     async fn create(&mut self, owner: Uuid, body: Value) -> anyhow::Result<Created> {
@@ -91,10 +82,7 @@ impl Rest {
             let body = response.into_body().collect().await?.to_bytes();
             anyhow::Ok((status, body))
         };
-        let answer = timeout(TIMEOUT, call)
-            .await
-            .context("no answer in time")
-            .flatten();
+        let answer = timeout(TIMEOUT, call).await.context("no answer in time").flatten();
         let (status, body) = answer.with_context(|| format!("POST {path}"))?;
         if !status.is_success() {
             bail!("POST {path}: {status} {}", String::from_utf8_lossy(&body));

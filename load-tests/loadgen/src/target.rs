@@ -32,28 +32,18 @@ impl FromStr for Target {
             None => (rest, ""),
         };
         let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (
-                host,
-                port.parse().with_context(|| format!("{url}: the port"))?,
-            ),
+            Some((host, port)) if !port.ends_with(']') => {
+                (host, port.parse().with_context(|| format!("{url}: the port"))?)
+            }
             _ => (authority, 80),
         };
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let ip = match bare {
             "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            _ => bare
-                .parse()
-                .with_context(|| format!("{url}: the host is no loopback address"))?,
+            _ => bare.parse().with_context(|| format!("{url}: the host is no loopback address"))?,
         };
-        ensure!(
-            ip.is_loopback(),
-            "{url}: only loopback addresses are loaded"
-        );
-        let ws_path = if scheme == "http" || path.len() < 2 {
-            "/ws"
-        } else {
-            path
-        };
+        ensure!(ip.is_loopback(), "{url}: only loopback addresses are loaded");
+        let ws_path = if scheme == "http" || path.len() < 2 { "/ws" } else { path };
         Ok(Self {
             addr: SocketAddr::new(ip, port),
             host: authority.to_owned(),
@@ -82,10 +72,7 @@ mod tests {
         assert_eq!(target.addr, "127.0.0.1:8083".parse().unwrap());
         assert_eq!(target.ws_path, "/ws?features=acks");
         let target: Target = "http://localhost:99/".parse().unwrap();
-        assert_eq!(
-            (target.host.as_str(), target.ws_path.as_str()),
-            ("localhost:99", "/ws")
-        );
+        assert_eq!((target.host.as_str(), target.ws_path.as_str()), ("localhost:99", "/ws"));
         let target: Target = "http://[::1]:99".parse().unwrap();
         assert_eq!(target.addr, "[::1]:99".parse().unwrap());
         assert_eq!(target.source(0), None);
@@ -93,12 +80,8 @@ mod tests {
 
     #[test]
     fn other_hosts_are_refused() {
-        for url in [
-            "http://10.0.0.1:80",
-            "ws://example.com/ws",
-            "https://localhost",
-            "localhost:1",
-        ] {
+        for url in ["http://10.0.0.1:80", "ws://example.com/ws", "https://localhost", "localhost:1"]
+        {
             assert!(url.parse::<Target>().is_err(), "{url}");
         }
     }
@@ -107,9 +90,6 @@ mod tests {
     fn sources_change_before_ports_run_out() {
         let target: Target = "http://127.0.0.1:1".parse().unwrap();
         assert_eq!(target.source(0), Some("127.0.0.2".parse().unwrap()));
-        assert_eq!(
-            target.source(PER_SOURCE),
-            Some("127.0.0.3".parse().unwrap())
-        );
+        assert_eq!(target.source(PER_SOURCE), Some("127.0.0.3".parse().unwrap()));
     }
 }

@@ -99,10 +99,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["ref"], "42");
         assert_eq!(json["payload"]["client_message_id"], "42");
-        assert_eq!(
-            json["payload"]["content"].as_str().unwrap().len(),
-            CONTENT_BYTES
-        );
+        assert_eq!(json["payload"]["content"].as_str().unwrap().len(), CONTENT_BYTES);
         let ping = padded_ping(6_000);
         assert_eq!(ping.len(), 6_000);
         assert_eq!(kind(ping.as_bytes()), "ping");
@@ -116,10 +113,7 @@ mod tests {
         let frame = Frame::read(text).unwrap();
         assert_eq!((frame.kind, frame.number()), ("new_message", None));
         let payload: MessagePayload<'_> = frame.payload().unwrap();
-        assert_eq!(
-            (payload.message.seq, payload.message.number()),
-            (3, Some(9))
-        );
+        assert_eq!((payload.message.seq, payload.message.number()), (3, Some(9)));
         let text = br#"{"type":"error","ref":"5","payload":{"code":"busy","retry_ms":500}}"#;
         let frame = Frame::read(text).unwrap();
         let problem: Problem = frame.payload().unwrap();

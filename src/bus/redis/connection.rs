@@ -41,16 +41,9 @@ impl Connector {
     ) -> RedisResult<Self> {
         let info = config.connection_info()?;
         // RESP3 tells of a lost connection at once, and lets a subscriber send other commands.
-        let settings = info
-            .redis_settings()
-            .clone()
-            .set_protocol(ProtocolVersion::RESP3);
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let client = Client::open(info.set_redis_settings(settings))?;
-        Ok(Self {
-            client,
-            response_timeout,
-            on_push: Arc::new(on_push),
-        })
+        Ok(Self { client, response_timeout, on_push: Arc::new(on_push) })
     }
 
     pub async fn open(&self) -> RedisResult<Live> {
@@ -69,10 +62,7 @@ impl Connector {
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout))
             .set_push_sender(on_push);
-        let connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         Ok(Live { connection, lost })
     }
 
@@ -127,10 +117,7 @@ mod tests {
         for longest in [200, 400, 800, 1600, 2000, 2000] {
             let longest = Duration::from_millis(longest);
             let pause = backoff.pause();
-            assert!(
-                pause >= longest / 2 && pause <= longest,
-                "{pause:?} of {longest:?}"
-            );
+            assert!(pause >= longest / 2 && pause <= longest, "{pause:?} of {longest:?}");
         }
         backoff.after(Duration::from_secs(1));
         assert!(backoff.pause() >= Duration::from_secs(1));

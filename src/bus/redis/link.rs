@@ -37,19 +37,13 @@ impl Link {
         let connector = Connector::new(config, RESPONSE_TIMEOUT, |_| {})?;
         let live = connector.open().await?;
         let state = watch::Sender::new(State::Up(live));
-        Ok(Self {
-            connector,
-            state,
-            reconnects: 0.into(),
-        })
+        Ok(Self { connector, state, reconnects: 0.into() })
     }
 
     /// Keeps the connection up until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         stop.run_until_cancelled(self.keep_up()).await;
-        self.state.send_replace(State::Down {
-            since: Instant::now(),
-        });
+        self.state.send_replace(State::Down { since: Instant::now() });
     }
 
     async fn keep_up(&self) {
@@ -61,9 +55,7 @@ impl Link {
             };
             live.lost.cancelled().await;
             warn!("lost the connection to Redis for publishing");
-            self.state.send_replace(State::Down {
-                since: Instant::now(),
-            });
+            self.state.send_replace(State::Down { since: Instant::now() });
             drop(live);
             backoff.after(up.elapsed());
             let live = self.connector.reopen(&mut backoff).await;
@@ -131,17 +123,12 @@ impl Link {
         pipeline: &redis::Pipeline,
     ) -> Result<T, BusError> {
         let Some(mut live) = self.live().await else {
-            return Err(BusError::Unavailable(
-                "there is no connection to Redis".into(),
-            ));
+            return Err(BusError::Unavailable("there is no connection to Redis".into()));
         };
-        pipeline
-            .query_async(&mut live.connection)
-            .await
-            .map_err(|error| {
-                live.lost.cancel();
-                BusError::Unavailable(error.to_string())
-            })
+        pipeline.query_async(&mut live.connection).await.map_err(|error| {
+            live.lost.cancel();
+            BusError::Unavailable(error.to_string())
+        })
     }
 
     pub fn reconnects(&self) -> u64 {

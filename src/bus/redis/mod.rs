@@ -51,35 +51,22 @@ impl RedisBus {
         let link = Arc::new(Link::connect(config).await.map_err(of_connect)?);
         let subscriptions = Arc::new(Subscriptions::default());
         let gauges = Arc::new(Gauges::default());
-        let subscriber = Subscriber::new(
-            config,
-            inbox,
-            subscriptions.clone(),
-            link.clone(),
-            gauges.clone(),
-        )
-        .map_err(of_connect)?;
+        let subscriber =
+            Subscriber::new(config, inbox, subscriptions.clone(), link.clone(), gauges.clone())
+                .map_err(of_connect)?;
         let live = subscriber.open().await.map_err(of_connect)?;
         tasks.spawn(subscriber.run(live, stop.clone()));
         tasks.spawn({
             let link = link.clone();
             async move { link.run(stop).await }
         });
-        Ok(Self(Arc::new(Inner {
-            config: config.clone(),
-            subscriptions,
-            link,
-            gauges,
-        })))
+        Ok(Self(Arc::new(Inner { config: config.clone(), subscriptions, link, gauges })))
     }
 
     pub(super) async fn subscribe(&self, user: UserId) -> Result<(), BusError> {
         let stopped = || BusError::Unavailable("it was stopped".into());
         let held = self.0.subscriptions.hold(user).ok_or_else(stopped)?;
-        let hold = Hold {
-            subscriptions: &self.0.subscriptions,
-            user,
-        };
+        let hold = Hold { subscriptions: &self.0.subscriptions, user };
         if let Held::Waiting(confirmed) = held {
             match timeout(SUBSCRIBE_TIMEOUT, confirmed).await {
                 Ok(Ok(())) => {}
@@ -101,9 +88,7 @@ impl RedisBus {
     pub(super) async fn publish(&self, batch: &[(UserId, Bytes)]) -> Vec<Receivers> {
         let mut receivers = Vec::with_capacity(batch.len());
         for chunk in chunks(batch) {
-            let items = chunk
-                .iter()
-                .map(|(user, bytes)| (channel(&self.0.config, *user), bytes));
+            let items = chunk.iter().map(|(user, bytes)| (channel(&self.0.config, *user), bytes));
             match self.0.link.publish(items).await {
                 Some(replies) => receivers.extend(replies),
                 // The rest would only wait as long once more.
@@ -185,17 +170,11 @@ mod tests {
     fn chunks_are_bounded_in_items_and_bytes() {
         let user = UserId(uuid::Uuid::nil());
         let lengths = |sizes: &[usize]| {
-            let batch: Vec<_> = sizes
-                .iter()
-                .map(|n| (user, Bytes::from(vec![0; *n])))
-                .collect();
+            let batch: Vec<_> = sizes.iter().map(|n| (user, Bytes::from(vec![0; *n]))).collect();
             chunks(&batch).map(<[_]>::len).collect::<Vec<_>>()
         };
         assert!(lengths(&[]).is_empty());
         assert_eq!(lengths(&[100; 1030]), [512, 512, 6]);
-        assert_eq!(
-            lengths(&[CHUNK_BYTES + 1, 1, CHUNK_BYTES, 300_000, 200_000]),
-            [1, 1, 1, 2]
-        );
+        assert_eq!(lengths(&[CHUNK_BYTES + 1, 1, CHUNK_BYTES, 300_000, 200_000]), [1, 1, 1, 2]);
     }
 }

@@ -93,14 +93,7 @@ impl Subscriber {
             move |push| ear.on_push(push)
         };
         let connector = Connector::new(config, RESPONSE_TIMEOUT, on_push)?;
-        Ok(Self {
-            config: config.clone(),
-            connector,
-            subscriptions,
-            link,
-            ear,
-            gauges,
-        })
+        Ok(Self { config: config.clone(), connector, subscriptions, link, ear, gauges })
     }
 
     pub async fn open(&self) -> RedisResult<Live> {
@@ -132,10 +125,7 @@ impl Subscriber {
     /// One connection's life. `gap`: events were lost before it; cleared once that was told.
     async fn serve(&self, live: Live, gap: &mut bool) -> Result<Infallible, Loss> {
         let connection = live.connection;
-        connection
-            .clone()
-            .subscribe(&self.ear.probe_channel)
-            .await?;
+        connection.clone().subscribe(&self.ear.probe_channel).await?;
         tokio::select! {
             loss = self.follow(connection.clone(), gap) => loss,
             loss = self.probe(connection) => loss,
@@ -150,11 +140,7 @@ impl Subscriber {
         gap: &mut bool,
     ) -> Result<Infallible, Loss> {
         loop {
-            while let Some(Difference {
-                subscribe,
-                unsubscribe,
-            }) = self.subscriptions.take(CHUNK)
-            {
+            while let Some(Difference { subscribe, unsubscribe }) = self.subscriptions.take(CHUNK) {
                 if !subscribe.is_empty() {
                     connection.subscribe(self.channels(&subscribe)).await?;
                     self.subscriptions.confirm(&subscribe);
@@ -165,10 +151,7 @@ impl Subscriber {
             }
             self.gauges.whole.store(true, Ordering::Relaxed);
             if std::mem::take(gap) {
-                info!(
-                    subscriptions = self.subscriptions.held(),
-                    "subscribed in Redis again"
-                );
+                info!(subscriptions = self.subscriptions.held(), "subscribed in Redis again");
                 self.ear.inbox.on_gap();
             }
             self.subscriptions.changed().await;
@@ -206,10 +189,7 @@ impl Subscriber {
     }
 
     fn channels(&self, users: &[UserId]) -> Vec<String> {
-        users
-            .iter()
-            .map(|user| channel(&self.config, *user))
-            .collect()
+        users.iter().map(|user| channel(&self.config, *user)).collect()
     }
 }
 
@@ -267,16 +247,10 @@ mod tests {
 
     #[test]
     fn a_channel_names_its_user() {
-        let config = RedisConfig {
-            url: String::new(),
-            prefix: "tidings".into(),
-        };
+        let config = RedisConfig { url: String::new(), prefix: "tidings".into() };
         let user: UserId = "018f4e3a-0000-7000-8000-000000000001".parse().unwrap();
         let name = channel(&config, user);
-        assert_eq!(
-            name,
-            format!("tidings:{{p{:02}}}:user:{user}", user.hash() % 128)
-        );
+        assert_eq!(name, format!("tidings:{{p{:02}}}:user:{user}", user.hash() % 128));
         assert_eq!(user_of(name.as_bytes()), Some(user));
         assert_eq!(user_of(b"tidings:user:x"), None);
     }

@@ -63,24 +63,14 @@ impl Subscriptions {
     /// None: the bus was stopped.
     pub fn hold(&self, user: UserId) -> Option<Held> {
         let mut table = self.table();
-        let Table {
-            users,
-            wanted,
-            unwanted,
-            held,
-            closed,
-        } = &mut *table;
+        let Table { users, wanted, unwanted, held, closed } = &mut *table;
         if *closed {
             return None;
         }
         let entry = users.entry(user).or_insert_with(|| {
             wanted.insert(user);
             self.changed.notify_one();
-            Entry {
-                count: 0,
-                stage: Stage::Wanted,
-                waiting: Vec::new(),
-            }
+            Entry { count: 0, stage: Stage::Wanted, waiting: Vec::new() }
         });
         if entry.count == 0 {
             *held += 1;
@@ -99,13 +89,7 @@ impl Subscriptions {
 
     pub fn release(&self, user: UserId) {
         let mut table = self.table();
-        let Table {
-            users,
-            wanted,
-            unwanted,
-            held,
-            ..
-        } = &mut *table;
+        let Table { users, wanted, unwanted, held, .. } = &mut *table;
         let Some(entry) = users.get_mut(&user).filter(|entry| entry.count > 0) else {
             return;
         };
@@ -131,18 +115,10 @@ impl Subscriptions {
     /// server confirmed, or after `lost`.
     pub fn take(&self, max: usize) -> Option<Difference> {
         let mut table = self.table();
-        let Table {
-            users,
-            wanted,
-            unwanted,
-            ..
-        } = &mut *table;
+        let Table { users, wanted, unwanted, .. } = &mut *table;
         let subscribe: Vec<_> = wanted.extract_if(|_| true).take(max).collect();
         for user in &subscribe {
-            users
-                .get_mut(user)
-                .expect("a wanted user has an entry")
-                .stage = Stage::Asked;
+            users.get_mut(user).expect("a wanted user has an entry").stage = Stage::Asked;
         }
         // Forgotten before the server is told: who wants them again in the meantime waits for a
         // new confirmation, which comes after.
@@ -151,22 +127,15 @@ impl Subscriptions {
             users.remove(user);
         }
         let nothing = subscribe.is_empty() && unsubscribe.is_empty();
-        (!nothing).then_some(Difference {
-            subscribe,
-            unsubscribe,
-        })
+        (!nothing).then_some(Difference { subscribe, unsubscribe })
     }
 
     /// The server has confirmed these, as they were taken.
     pub fn confirm(&self, subscribed: &[UserId]) {
         let mut table = self.table();
-        let Table {
-            users, unwanted, ..
-        } = &mut *table;
+        let Table { users, unwanted, .. } = &mut *table;
         for user in subscribed {
-            let entry = users
-                .get_mut(user)
-                .expect("only `lost` and `close` drop what was asked");
+            let entry = users.get_mut(user).expect("only `lost` and `close` drop what was asked");
             entry.stage = Stage::Live;
             for waiting in entry.waiting.drain(..) {
                 // Gone if its caller gave up.
@@ -181,12 +150,7 @@ impl Subscriptions {
     /// The server has none of them any more.
     pub fn lost(&self) {
         let mut table = self.table();
-        let Table {
-            users,
-            wanted,
-            unwanted,
-            ..
-        } = &mut *table;
+        let Table { users, wanted, unwanted, .. } = &mut *table;
         unwanted.clear();
         users.retain(|user, entry| {
             entry.stage = Stage::Wanted;
@@ -199,10 +163,7 @@ impl Subscriptions {
 
     /// Nothing is confirmed any more: who waits hears it, and who comes later.
     pub fn close(&self) {
-        *self.table() = Table {
-            closed: true,
-            ..Table::default()
-        };
+        *self.table() = Table { closed: true, ..Table::default() };
     }
 
     /// Ready when there may be something to take. Cancel-safe.
@@ -229,18 +190,11 @@ mod tests {
 
     /// The server's side: applies what is taken until nothing is left.
     fn settle(subscriptions: &Subscriptions, server: &mut HashSet<UserId>) {
-        while let Some(Difference {
-            subscribe,
-            unsubscribe,
-        }) = subscriptions.take(3)
-        {
+        while let Some(Difference { subscribe, unsubscribe }) = subscriptions.take(3) {
             server.extend(&subscribe);
             subscriptions.confirm(&subscribe);
             for user in &unsubscribe {
-                assert!(
-                    server.remove(user),
-                    "unsubscribed from what the server does not have"
-                );
+                assert!(server.remove(user), "unsubscribed from what the server does not have");
             }
         }
     }
@@ -255,9 +209,7 @@ mod tests {
     #[test]
     fn a_hold_waits_for_its_confirmation() {
         let subscriptions = Subscriptions::default();
-        let Some(Held::Waiting(mut waiting)) = subscriptions.hold(user(1)) else {
-            panic!()
-        };
+        let Some(Held::Waiting(mut waiting)) = subscriptions.hold(user(1)) else { panic!() };
         let taken = subscriptions.take(10).unwrap();
         assert_eq!((taken.subscribe.len(), taken.unsubscribe.len()), (1, 0));
         assert!(waiting.try_recv().is_err());
@@ -322,14 +274,9 @@ mod tests {
     #[test]
     fn a_close_ends_all_waiting() {
         let subscriptions = Subscriptions::default();
-        let Some(Held::Waiting(mut waiting)) = subscriptions.hold(user(1)) else {
-            panic!()
-        };
+        let Some(Held::Waiting(mut waiting)) = subscriptions.hold(user(1)) else { panic!() };
         subscriptions.close();
-        assert_eq!(
-            waiting.try_recv(),
-            Err(oneshot::error::TryRecvError::Closed)
-        );
+        assert_eq!(waiting.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert!(subscriptions.hold(user(1)).is_none());
         subscriptions.release(user(1));
         assert_eq!(subscriptions.held(), 0);
@@ -364,10 +311,7 @@ mod tests {
                     }
                     6 => match asked.take() {
                         None => asked = subscriptions.take(2),
-                        Some(Difference {
-                            subscribe,
-                            unsubscribe,
-                        }) => {
+                        Some(Difference { subscribe, unsubscribe }) => {
                             server.extend(&subscribe);
                             subscriptions.confirm(&subscribe);
                             server.retain(|user| !unsubscribe.contains(user));
@@ -383,11 +327,7 @@ mod tests {
                 let held = counts.values().filter(|count| **count > 0).count();
                 assert_eq!(subscriptions.held(), held);
             }
-            if let Some(Difference {
-                subscribe,
-                unsubscribe,
-            }) = asked
-            {
+            if let Some(Difference { subscribe, unsubscribe }) = asked {
                 server.extend(&subscribe);
                 subscriptions.confirm(&subscribe);
                 server.retain(|user| !unsubscribe.contains(user));
@@ -396,11 +336,7 @@ mod tests {
             counts.retain(|_, count| *count > 0);
             assert_eq!(server, counts.into_keys().collect());
             let table = subscriptions.table();
-            assert_eq!(
-                table.users.len(),
-                table.held,
-                "an entry nobody holds was left behind"
-            );
+            assert_eq!(table.users.len(), table.held, "an entry nobody holds was left behind");
         }
     }
 }

@@ -200,9 +200,7 @@ impl Lease {
         let sight = self.sight();
         let now = Instant::now();
         now < sight.held_until
-            && sight
-                .whole_since
-                .is_some_and(|since| now - since >= self.length + self.length / 3)
+            && sight.whole_since.is_some_and(|since| now - since >= self.length + self.length / 3)
     }
 
     fn sight(&self) -> MutexGuard<'_, Sight> {

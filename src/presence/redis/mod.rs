@@ -93,10 +93,11 @@ impl RedisPresence {
     pub(super) async fn register_many(
         &self,
         mut entries: Vec<(UserId, Entry)>,
+        joins: bool,
     ) -> Result<Vec<Registered>> {
         let mut registered = Vec::with_capacity(entries.len());
         for chunk in entries.chunks_mut(CHUNK) {
-            registered.extend(self.0.register(chunk).await?);
+            registered.extend(self.0.register(chunk, joins).await?);
         }
         Ok(registered)
     }
@@ -144,14 +145,18 @@ impl Inner {
     /// Under the lease that is current when all is done: if it was lost meanwhile, the bulk
     /// registration for the new one may have come before ours, which then would stay under the
     /// dead one.
-    async fn register(&self, chunk: &mut [(UserId, Entry)]) -> Result<Vec<Registered>> {
+    async fn register(
+        &self,
+        chunk: &mut [(UserId, Entry)],
+        joins: bool,
+    ) -> Result<Vec<Registered>> {
         let mut first: Option<Vec<Registered>> = None;
         loop {
             let (node, term) = self.lease.current();
             for (_, entry) in chunk.iter_mut() {
                 entry.node = node;
             }
-            let mut registered = match bounded(self.register_once(chunk, term)).await {
+            let mut registered = match bounded(self.register_once(chunk, joins, term)).await {
                 Ok(registered) => registered,
                 Err(failure) => {
                     self.lease.on_failed_write();
@@ -174,6 +179,7 @@ impl Inner {
     async fn register_once(
         &self,
         chunk: &[(UserId, Entry)],
+        joins: bool,
         term: u64,
     ) -> Outcome<Vec<Registered>> {
         let mut connection = self.pool.get().await?;
@@ -183,22 +189,12 @@ impl Inner {
         }
         let present: Vec<Vec<String>> = pipeline.query_async(&mut connection).await?;
         let own = self.lease.node();
-        let read = |text: &String| {
-            serde_json::from_str(text)
-                .ok()
-                .map(|stored: Stored| stored.node)
-        };
-        let others = present
-            .iter()
-            .flatten()
-            .filter_map(read)
-            .filter(|node| *node != own);
+        let read =
+            |text: &String| serde_json::from_str(text).ok().map(|stored: Stored| stored.node);
+        let others = present.iter().flatten().filter_map(read).filter(|node| *node != own);
         let alive = self.alive(&mut connection, others.collect()).await?;
-        let dead: Vec<_> = alive
-            .iter()
-            .filter(|(_, alive)| !**alive)
-            .map(|(node, _)| node.to_string())
-            .collect();
+        let dead: Vec<_> =
+            alive.iter().filter(|(_, alive)| !**alive).map(|(node, _)| node.to_string()).collect();
 
         let calls = chunk.iter().map(|(user, entry)| {
             let mut arguments = vec![
@@ -206,23 +202,17 @@ impl Inner {
                 Stored::write(entry, term),
                 self.max_devices.to_string(),
                 KEPT.as_secs().to_string(),
+                u8::from(joins).to_string(),
             ];
             arguments.extend_from_slice(&dead);
             (self.key(*user), arguments)
         });
-        let replies: Vec<(bool, usize, String)> = self
-            .register
-            .pipeline(calls)
-            .query_async(&mut connection)
-            .await?;
+        let replies: Vec<(bool, usize, String)> =
+            self.register.pipeline(calls).query_async(&mut connection).await?;
         let registered =
             |((_, entry), (younger, devices, replaced)): (&(_, Entry), (_, _, String))| {
                 let replaced = Stored::read(entry.device.as_str(), &replaced);
-                Registered {
-                    replaced,
-                    younger,
-                    devices,
-                }
+                Registered { replaced, younger, devices }
             };
         Ok(chunk.iter().zip(replies).map(registered).collect())
     }
@@ -232,16 +222,9 @@ impl Inner {
         let now = Timestamp::now().millis().to_string();
         let calls = chunk.iter().map(|(user, device, session)| {
             let kept = KEPT.as_secs().to_string();
-            (
-                self.key(*user),
-                vec![device.to_string(), session.to_string(), now.clone(), kept],
-            )
+            (self.key(*user), vec![device.to_string(), session.to_string(), now.clone(), kept])
         });
-        Ok(self
-            .remove
-            .pipeline(calls)
-            .exec_async(&mut connection)
-            .await?)
+        Ok(self.remove.pipeline(calls).exec_async(&mut connection).await?)
     }
 
     async fn status(&self, chunk: &[UserId]) -> Outcome<Vec<Status>> {
@@ -254,11 +237,8 @@ impl Inner {
         let found: Vec<Found> = hashes.into_iter().map(Found::read).collect();
 
         let own = self.lease.node();
-        let mut nodes: HashSet<_> = found
-            .iter()
-            .flat_map(|found| &found.entries)
-            .map(|entry| entry.node)
-            .collect();
+        let mut nodes: HashSet<_> =
+            found.iter().flat_map(|found| &found.entries).map(|entry| entry.node).collect();
         nodes.insert(own);
         let alive = self.alive(&mut connection, nodes).await?;
         // A server that has lost our lease has lost what others registered, too.
@@ -267,10 +247,7 @@ impl Inner {
         }
         // Asked last: a restart of the server has put it to an end by now.
         let certain = self.lease.absence_is_certain();
-        Ok(found
-            .into_iter()
-            .map(|found| found.judge(&alive, certain))
-            .collect())
+        Ok(found.into_iter().map(|found| found.judge(&alive, certain)).collect())
     }
 
     /// Which of the nodes' leases live.

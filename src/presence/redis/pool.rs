@@ -36,11 +36,7 @@ pub(super) fn pool(config: &RedisConfig, lease: Arc<Lease>) -> Result<Pool> {
                 .await
                 .map_err(HookError::Backend)?;
             let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-            lease.on_connection(
-                run_id
-                    .ok_or(HookError::message("INFO names no run_id"))?
-                    .trim(),
-            );
+            lease.on_connection(run_id.ok_or(HookError::message("INFO names no run_id"))?.trim());
             Ok(())
         })
     });
@@ -77,9 +73,7 @@ impl From<Failure> for PresenceError {
 pub(super) type Outcome<T> = std::result::Result<T, Failure>;
 
 pub(super) async fn bounded<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    tokio::time::timeout(WORK_TIMEOUT, work)
-        .await
-        .unwrap_or(Err(Failure::Late))
+    tokio::time::timeout(WORK_TIMEOUT, work).await.unwrap_or(Err(Failure::Late))
 }
 
 /// One script, called for many users in one pipeline.
@@ -90,10 +84,7 @@ pub(super) struct Step {
 
 impl Step {
     pub fn new(code: &'static str) -> Self {
-        Self {
-            code,
-            hash: Script::new(code).get_hash().into(),
-        }
+        Self { code, hash: Script::new(code).get_hash().into() }
     }
 
     /// The first call brings the code, by which the server knows it in the calls that follow.

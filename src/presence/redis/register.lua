@@ -6,7 +6,8 @@
 -- ARGV[2]   its entry
 -- ARGV[3]   devices a user may have online
 -- ARGV[4]   seconds after which the hash is forgotten
--- ARGV[5..] nodes whose lease ran out. Node leases live in other slots than the hash, so the caller
+-- ARGV[5]   1 for a session that joins, 0 for one that is registered again under a new lease
+-- ARGV[6..] nodes whose lease ran out. Node leases live in other slots than the hash, so the caller
 --           looks them up; a lease is never revived, so what it saw as dead is still dead here.
 --
 -- Returns {1 if a younger session of the device stays else 0, devices online with this one,
@@ -16,7 +17,7 @@
 local LAST_SEEN = '\1last_seen'
 local mine = cjson.decode(ARGV[2])
 local dead = {}
-for i = 5, #ARGV do dead[ARGV[i]] = true end
+for i = 6, #ARGV do dead[ARGV[i]] = true end
 
 local held, held_text
 local others, last_seen, dead_since = 0, 0, 0
@@ -43,10 +44,19 @@ if dead_since > last_seen then
 end
 
 local foreign = held and held.session ~= mine.session
-if foreign and held.since > mine.since then return {1, others + 1, ''} end
+local entry = ARGV[2]
+if foreign and held.since >= mine.since then
+  if ARGV[5] == '1' then
+    -- Who joins is the younger, whatever the nodes' clocks say, and stays it for what comes later.
+    mine.since = held.since + 1
+    entry = cjson.encode(mine)
+  elseif held.since > mine.since then
+    return {1, others + 1, ''}
+  end
+end
 -- Late: the session was registered again under a newer lease.
 if held and not foreign and held.term > mine.term then return {0, others + 1, ''} end
 if not held and others >= tonumber(ARGV[3]) then return {0, others + 1, ''} end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[1], ARGV[1], entry)
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return {0, others + 1, foreign and held_text or ''}

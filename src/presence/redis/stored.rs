@@ -60,11 +60,7 @@ pub(super) struct Found {
 
 impl Found {
     pub fn read(hash: Vec<(String, String)>) -> Self {
-        let mut found = Self {
-            entries: Vec::new(),
-            last_seen: None,
-            unreadable: false,
-        };
+        let mut found = Self { entries: Vec::new(), last_seen: None, unreadable: false };
         for (field, text) in hash {
             if field == LAST_SEEN {
                 found.last_seen = text.parse().ok().map(Timestamp::from_millis);
@@ -78,19 +74,15 @@ impl Found {
     }
 
     pub fn judge(self, alive: &HashMap<NodeId, bool>, absence_is_certain: bool) -> Status {
-        let (online, dead): (Vec<_>, Vec<_>) = self
-            .entries
-            .into_iter()
-            .partition(|entry| alive[&entry.node]);
+        let (online, dead): (Vec<_>, Vec<_>) =
+            self.entries.into_iter().partition(|entry| alive[&entry.node]);
         if !online.is_empty() {
             Status::Online(online)
         } else if self.unreadable || !absence_is_certain {
             Status::Unknown
         } else {
             let begun = dead.into_iter().map(|entry| entry.since).max();
-            Status::Offline {
-                last_seen: self.last_seen.max(begun),
-            }
+            Status::Offline { last_seen: self.last_seen.max(begun) }
         }
     }
 }

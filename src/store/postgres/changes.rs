@@ -36,18 +36,9 @@ struct MemberRow {
 
 /// What a permitted change will do, once it has its seq.
 enum Plan<'a> {
-    Join {
-        user_ids: Vec<Uuid>,
-        with_history: bool,
-    },
-    Leave {
-        user_id: Uuid,
-    },
-    Set {
-        user_id: Uuid,
-        role: Option<Role>,
-        can_send_messages: Option<bool>,
-    },
+    Join { user_ids: Vec<Uuid>, with_history: bool },
+    Leave { user_id: Uuid },
+    Set { user_id: Uuid, role: Option<Role>, can_send_messages: Option<bool> },
     Title(Option<&'a str>),
 }
 
@@ -58,18 +49,9 @@ pub async fn make(
     max_group_size: usize,
     outbox: OutboxLease,
 ) -> Result<ChangeOutcome> {
-    if let Change::Create {
-        kind,
-        title,
-        created_by,
-        members,
-    } = change
-    {
-        let others: BTreeSet<UserId> = members
-            .iter()
-            .copied()
-            .filter(|member| member != created_by)
-            .collect();
+    if let Change::Create { kind, title, created_by, members } = change {
+        let others: BTreeSet<UserId> =
+            members.iter().copied().filter(|member| member != created_by).collect();
         return match kind {
             Kind::Direct if others.len() != 1 => Ok(ChangeOutcome::Direct),
             Kind::Group if others.len() >= max_group_size => Ok(ChangeOutcome::TooLarge),
@@ -112,11 +94,7 @@ async fn create(
     outbox: OutboxLease,
 ) -> Result<ChangeOutcome> {
     let direct_key = (kind == Kind::Direct).then(|| {
-        let pair: BTreeSet<_> = others
-            .iter()
-            .chain([&created_by])
-            .map(UserId::to_string)
-            .collect();
+        let pair: BTreeSet<_> = others.iter().chain([&created_by]).map(UserId::to_string).collect();
         pair.into_iter().collect::<Vec<_>>().join(":")
     });
     let made: Option<(OffsetDateTime,)> = sqlx::query_as(sql::CREATE)
@@ -132,12 +110,7 @@ async fn create(
         .await
         .map_err(|error| failed(error, true))?;
     if let Some((at,)) = made {
-        let changed = Changed {
-            conversation_id: id,
-            seq: 1,
-            at: at.into(),
-            members_version: 1,
-        };
+        let changed = Changed { conversation_id: id, seq: 1, at: at.into(), members_version: 1 };
         return Ok(ChangeOutcome::Changed(changed));
     }
     let (existing,) = sqlx::query_as(sql::CREATE_EXISTING)
@@ -179,12 +152,7 @@ async fn judge<'a>(
         .fetch_all(&mut **tx)
         .await
         .map_err(undone)?;
-    let find = |user: UserId| {
-        present
-            .iter()
-            .find(|member| member.user_id == user.0)
-            .copied()
-    };
+    let find = |user: UserId| present.iter().find(|member| member.user_id == user.0).copied();
     let role = |member: MemberRow| {
         Role::from_code(member.role).ok_or_else(|| StoreError::Corrupt {
             table: "participants",
@@ -205,16 +173,9 @@ async fn judge<'a>(
         return Ok(Err(ChangeOutcome::Forbidden));
     }
     Ok(match change {
-        Change::AddMembers {
-            user_ids,
-            with_history,
-            ..
-        } => {
-            let new: BTreeSet<UserId> = user_ids
-                .iter()
-                .copied()
-                .filter(|user| find(*user).is_none())
-                .collect();
+        Change::AddMembers { user_ids, with_history, .. } => {
+            let new: BTreeSet<UserId> =
+                user_ids.iter().copied().filter(|user| find(*user).is_none()).collect();
             let members = usize::try_from(locked.member_count).unwrap_or_default();
             if new.is_empty() {
                 Err(ChangeOutcome::Unchanged(id))
@@ -222,10 +183,7 @@ async fn judge<'a>(
                 Err(ChangeOutcome::TooLarge)
             } else {
                 let user_ids = new.into_iter().map(|user| user.0).collect();
-                Ok(Plan::Join {
-                    user_ids,
-                    with_history: *with_history,
-                })
+                Ok(Plan::Join { user_ids, with_history: *with_history })
             }
         }
         Change::RemoveMember { user_id, .. } => match find(*user_id) {
@@ -233,16 +191,9 @@ async fn judge<'a>(
             Some(member) if !leaves && my_role == Role::Admin && role(member)? >= Role::Admin => {
                 Err(ChangeOutcome::Forbidden)
             }
-            Some(member) => Ok(Plan::Leave {
-                user_id: member.user_id,
-            }),
+            Some(member) => Ok(Plan::Leave { user_id: member.user_id }),
         },
-        Change::SetMember {
-            user_id,
-            role: new_role,
-            can_send_messages,
-            ..
-        } => {
+        Change::SetMember { user_id, role: new_role, can_send_messages, .. } => {
             let Some(member) = find(*user_id) else {
                 return Ok(Err(ChangeOutcome::MemberNotFound));
             };
@@ -263,11 +214,7 @@ async fn judge<'a>(
                     return Ok(Err(ChangeOutcome::Forbidden));
                 }
             }
-            Ok(Plan::Set {
-                user_id: member.user_id,
-                role,
-                can_send_messages,
-            })
+            Ok(Plan::Set { user_id: member.user_id, role, can_send_messages })
         }
         Change::SetTitle { title, .. } if *title == locked.title => {
             Err(ChangeOutcome::Unchanged(id))
@@ -318,10 +265,7 @@ async fn apply(
         .await
         .map_err(undone)?;
     match plan {
-        Plan::Join {
-            user_ids,
-            with_history,
-        } => {
+        Plan::Join { user_ids, with_history } => {
             sqlx::query(sql::CHANGE_JOIN)
                 .bind(id.0)
                 .bind(user_ids)
@@ -346,21 +290,12 @@ async fn apply(
                 .await
                 .map_err(undone)?;
         }
-        Plan::Set {
-            user_id,
-            role,
-            can_send_messages,
-        } => {
+        Plan::Set { user_id, role, can_send_messages } => {
             set(tx, id, user_id, seq, role, can_send_messages).await?;
         }
         Plan::Title(_) => {}
     }
-    Ok(Changed {
-        conversation_id: id,
-        seq,
-        at: at.into(),
-        members_version,
-    })
+    Ok(Changed { conversation_id: id, seq, at: at.into(), members_version })
 }
 
 /// Who must become owner if `leaver` leaves; None if another owner stays, or nobody.
@@ -370,9 +305,7 @@ async fn orphaned(
     leaver: Uuid,
 ) -> Result<Option<Uuid>> {
     let heir = heir(tx, id, leaver).await?;
-    Ok(heir
-        .filter(|heir| heir.role != Role::Owner.code())
-        .map(|heir| heir.user_id))
+    Ok(heir.filter(|heir| heir.role != Role::Owner.code()).map(|heir| heir.user_id))
 }
 
 async fn set(

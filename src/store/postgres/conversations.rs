@@ -14,11 +14,7 @@ use crate::store::types::{ConversationCursor, MemberState, Members};
 use crate::store::{MEMBERS_SHOWN, Result, StoreError};
 
 fn corrupt(table: &'static str, column: &'static str, id: Uuid) -> StoreError {
-    StoreError::Corrupt {
-        table,
-        column,
-        id: id.to_string(),
-    }
+    StoreError::Corrupt { table, column, id: id.to_string() }
 }
 
 /// A member as a row, or as an element of a conversation's `members`.
@@ -65,13 +61,9 @@ impl TryFrom<ConversationRow> for Conversation {
     type Error = StoreError;
 
     fn try_from(row: ConversationRow) -> Result<Self> {
-        let members = row.members.map(|members| {
-            members
-                .0
-                .into_iter()
-                .map(Member::try_from)
-                .collect::<Result<Vec<_>>>()
-        });
+        let members = row
+            .members
+            .map(|members| members.0.into_iter().map(Member::try_from).collect::<Result<Vec<_>>>());
         Ok(Self {
             id: ConversationId(row.id),
             kind: Kind::from_code(row.kind)
@@ -106,9 +98,7 @@ struct MineRow {
 impl MineRow {
     /// `last_messages`: those of all rows; each row takes its own out of them.
     fn shown(self, last_messages: &mut Vec<Message>) -> Result<Conversation> {
-        let last = last_messages
-            .iter()
-            .position(|m| Some(m.id.0) == self.last_message_id);
+        let last = last_messages.iter().position(|m| Some(m.id.0) == self.last_message_id);
         let me = Me {
             role: Role::from_code(self.role)
                 .ok_or_else(|| corrupt("participants", "role", self.conversation.id))?,
@@ -142,10 +132,8 @@ impl Postgres {
         user: UserId,
         id: ConversationId,
     ) -> Result<Option<Conversation>> {
-        let query = sqlx::query_as(sql::CONVERSATION)
-            .bind(user.0)
-            .bind(id.0)
-            .bind(MEMBERS_SHOWN as i32);
+        let query =
+            sqlx::query_as(sql::CONVERSATION).bind(user.0).bind(id.0).bind(MEMBERS_SHOWN as i32);
         let rows = self.rows(query).await?;
         Ok(self.shown(rows).await?.pop())
     }
@@ -166,25 +154,18 @@ impl Postgres {
         let mut rows: Vec<MineRow> = self.rows(query).await?;
         let goes_on = rows.len() > limit;
         rows.truncate(limit);
-        let cursor = rows
-            .last()
-            .filter(|_| goes_on)
-            .map(|last| ConversationCursor {
-                last_activity_at: last.last_activity_at.into(),
-                id: ConversationId(last.conversation.id),
-            });
+        let cursor = rows.last().filter(|_| goes_on).map(|last| ConversationCursor {
+            last_activity_at: last.last_activity_at.into(),
+            id: ConversationId(last.conversation.id),
+        });
         Ok((self.shown(rows).await?, cursor))
     }
 
     async fn shown(&self, rows: Vec<MineRow>) -> Result<Vec<Conversation>> {
-        let ids: Vec<_> = rows
-            .iter()
-            .filter_map(|row| row.last_message_id.map(MessageId))
-            .collect();
+        let ids: Vec<_> =
+            rows.iter().filter_map(|row| row.last_message_id.map(MessageId)).collect();
         let mut last_messages = self.messages(&ids).await?;
-        rows.into_iter()
-            .map(|row| row.shown(&mut last_messages))
-            .collect()
+        rows.into_iter().map(|row| row.shown(&mut last_messages)).collect()
     }
 
     pub async fn participants(
@@ -205,32 +186,19 @@ impl Postgres {
             let (is_member,): (bool,) = self.row(query).await?;
             return Ok(is_member.then(Vec::new));
         }
-        rows.into_iter()
-            .map(Member::try_from)
-            .collect::<Result<_>>()
-            .map(Some)
+        rows.into_iter().map(Member::try_from).collect::<Result<_>>().map(Some)
     }
 
     pub async fn acquainted(&self, user: UserId, others: &[UserId]) -> Result<Vec<UserId>> {
-        let query = sqlx::query_as(sql::ACQUAINTED)
-            .bind(user.0)
-            .bind(uuids(others, |id| id.0));
-        Ok(self
-            .rows(query)
-            .await?
-            .into_iter()
-            .map(|(id,)| UserId(id))
-            .collect())
+        let query = sqlx::query_as(sql::ACQUAINTED).bind(user.0).bind(uuids(others, |id| id.0));
+        Ok(self.rows(query).await?.into_iter().map(|(id,)| UserId(id)).collect())
     }
 
     pub async fn conversation_for_event(&self, id: ConversationId) -> Result<Option<Conversation>> {
         let query = sqlx::query_as::<_, ConversationRow>(sql::CONVERSATION_EVENT)
             .bind(id.0)
             .bind(MEMBERS_SHOWN as i32);
-        self.optional(query)
-            .await?
-            .map(Conversation::try_from)
-            .transpose()
+        self.optional(query).await?.map(Conversation::try_from).transpose()
     }
 
     pub async fn members(&self, id: ConversationId) -> Result<Option<Members>> {
@@ -246,9 +214,6 @@ impl Postgres {
                 muted_until: row.muted_until.map(Into::into),
             })
         });
-        Ok(Some(Members {
-            version,
-            members: members.collect(),
-        }))
+        Ok(Some(Members { version, members: members.collect() }))
     }
 }

@@ -31,9 +31,7 @@ pub fn failed(error: sqlx::Error, sent: bool) -> StoreError {
 
 /// Why there is no connection: nobody answers, or one does who does not let us in.
 pub fn not_connected(error: sqlx::Error) -> StoreError {
-    let code = error
-        .as_database_error()
-        .and_then(|database| database.code());
+    let code = error.as_database_error().and_then(|database| database.code());
     match code.as_deref() {
         // Password, host-based rules; unknown database, no right to it.
         Some("28P01" | "28000" | "3D000" | "42501") => StoreError::Login(error),
@@ -42,23 +40,13 @@ pub fn not_connected(error: sqlx::Error) -> StoreError {
 }
 
 pub fn timed_out(maybe_done: bool) -> StoreError {
-    let source = io::Error::new(
-        io::ErrorKind::TimedOut,
-        "the database did not answer in time",
-    );
-    StoreError::Unavailable {
-        source: source.into(),
-        maybe_done,
-    }
+    let source = io::Error::new(io::ErrorKind::TimedOut, "the database did not answer in time");
+    StoreError::Unavailable { source: source.into(), maybe_done }
 }
 
 pub fn is_missing_table(error: &StoreError) -> bool {
     let StoreError::Refused(error) = error else {
         return false;
     };
-    error
-        .as_database_error()
-        .and_then(|database| database.code())
-        .as_deref()
-        == Some("42P01")
+    error.as_database_error().and_then(|database| database.code()).as_deref() == Some("42P01")
 }

@@ -43,12 +43,7 @@ impl Postgres {
         let query = sqlx::query_as::<_, LaggardRow>(sql::CLAIM_LAGGARDS)
             .bind(i64::from(limit))
             .bind(millis(lease));
-        Ok(self
-            .rows(query)
-            .await?
-            .into_iter()
-            .map(Laggard::from)
-            .collect())
+        Ok(self.rows(query).await?.into_iter().map(Laggard::from).collect())
     }
 
     pub async fn postpone_laggards(
@@ -61,12 +56,7 @@ impl Postgres {
         let query = sqlx::query(sql::POSTPONE_LAGGARDS)
             .bind(uuids(laggards, |(user, _, _)| user.0))
             .bind(uuids(laggards, |(_, conversation, _)| conversation.0))
-            .bind(
-                laggards
-                    .iter()
-                    .map(|(_, _, delay)| millis(*delay))
-                    .collect::<Vec<_>>(),
-            );
+            .bind(laggards.iter().map(|(_, _, delay)| millis(*delay)).collect::<Vec<_>>());
         self.execute(query).await
     }
 
@@ -74,8 +64,7 @@ impl Postgres {
         if users.is_empty() {
             return Ok(());
         }
-        self.execute(sqlx::query(sql::HASTEN_LAGGARDS).bind(uuids(users, |id| id.0)))
-            .await
+        self.execute(sqlx::query(sql::HASTEN_LAGGARDS).bind(uuids(users, |id| id.0))).await
     }
 
     pub async fn laggards_state(&self) -> Result<(i64, Duration)> {

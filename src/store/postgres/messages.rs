@@ -38,11 +38,7 @@ impl TryFrom<MessageRow> for Message {
     fn try_from(row: MessageRow) -> Result<Self> {
         let message_type = MessageType::from_code(row.message_type).ok_or_else(|| {
             let (table, column) = ("messages", "message_type");
-            StoreError::Corrupt {
-                table,
-                column,
-                id: row.id.to_string(),
-            }
+            StoreError::Corrupt { table, column, id: row.id.to_string() }
         })?;
         Ok(Self {
             id: MessageId(row.id),
@@ -94,49 +90,19 @@ pub async fn send(
     let mut mentions = Vec::with_capacity(batch.len());
     let mut metadatas = Vec::with_capacity(batch.len());
     for message in batch {
-        mentions.push(
-            message
-                .mentions
-                .as_ref()
-                .map(serde_json::to_string)
-                .map(json)
-                .transpose()?,
-        );
-        metadatas.push(
-            message
-                .metadata
-                .as_ref()
-                .map(serde_json::to_string)
-                .map(json)
-                .transpose()?,
-        );
+        mentions.push(message.mentions.as_ref().map(serde_json::to_string).map(json).transpose()?);
+        metadatas.push(message.metadata.as_ref().map(serde_json::to_string).map(json).transpose()?);
     }
     let of = |part: fn(&NewMessage) -> &str| batch.iter().map(part).collect::<Vec<_>>();
-    let client_ids: Vec<_> = batch
-        .iter()
-        .map(|m| m.client_message_id.as_deref())
-        .collect();
-    let parents: Vec<_> = batch
-        .iter()
-        .map(|m| m.parent_message_id.map(|id| id.0))
-        .collect();
+    let client_ids: Vec<_> = batch.iter().map(|m| m.client_message_id.as_deref()).collect();
+    let parents: Vec<_> = batch.iter().map(|m| m.parent_message_id.map(|id| id.0)).collect();
     let judged: Vec<Judged> = sqlx::query_as(sql::SEND)
         .bind(uuids(batch, |m| m.id.0))
         .bind(uuids(batch, |m| m.conversation_id.0))
         .bind(uuids(batch, |m| m.sender_id.0))
         .bind(client_ids)
-        .bind(
-            batch
-                .iter()
-                .map(|m| m.body_hash.as_slice())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            batch
-                .iter()
-                .map(|m| m.message_type.code())
-                .collect::<Vec<_>>(),
-        )
+        .bind(batch.iter().map(|m| m.body_hash.as_slice()).collect::<Vec<_>>())
+        .bind(batch.iter().map(|m| m.message_type.code()).collect::<Vec<_>>())
         .bind(of(|m| &m.content))
         .bind(parents)
         .bind(mentions)
@@ -147,32 +113,21 @@ pub async fn send(
         .await
         .map_err(|error| failed(error, true))?;
 
-    let first_ids: Vec<Uuid> = judged
-        .iter()
-        .filter(|j| j.verdict == 1)
-        .filter_map(|j| j.first_id)
-        .collect();
+    let first_ids: Vec<Uuid> =
+        judged.iter().filter(|j| j.verdict == 1).filter_map(|j| j.first_id).collect();
     let firsts = if first_ids.is_empty() {
         Vec::new()
     } else {
-        let rows = sqlx::query_as(sql::MESSAGES)
-            .bind(first_ids)
-            .fetch_all(connection)
-            .await;
+        let rows = sqlx::query_as(sql::MESSAGES).bind(first_ids).fetch_all(connection).await;
         all(rows.map_err(|error| failed(error, true))?)?
     };
     // Of those whose conversation moved on there is no row.
     let mut outcomes = vec![SendOutcome::Again; batch.len()];
     for judged in judged {
-        let place = usize::try_from(judged.ord - 1)
-            .ok()
-            .and_then(|i| outcomes.get_mut(i));
+        let place = usize::try_from(judged.ord - 1).ok().and_then(|i| outcomes.get_mut(i));
         if let Some(place) = place {
             *place = outcome(&judged, &firsts).ok_or_else(|| {
-                failed(
-                    sqlx::Error::Protocol(format!("verdict {}", judged.verdict)),
-                    true,
-                )
+                failed(sqlx::Error::Protocol(format!("verdict {}", judged.verdict)), true)
             })?;
         }
     }
@@ -188,9 +143,7 @@ fn outcome(judged: &Judged, firsts: &[Message]) -> Option<SendOutcome> {
             members_version: judged.members_version?,
         }),
         1 => {
-            let first = firsts
-                .iter()
-                .find(|message| Some(message.id.0) == judged.first_id)?;
+            let first = firsts.iter().find(|message| Some(message.id.0) == judged.first_id)?;
             SendOutcome::Duplicate(Box::new(first.clone()))
         }
         2 => SendOutcome::DifferentBody,
@@ -208,9 +161,7 @@ impl Postgres {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        all(self
-            .rows(sqlx::query_as(sql::MESSAGES).bind(uuids(ids, |id| id.0)))
-            .await?)
+        all(self.rows(sqlx::query_as(sql::MESSAGES).bind(uuids(ids, |id| id.0))).await?)
     }
 
     pub async fn history(
@@ -229,10 +180,7 @@ impl Postgres {
             .bind(i64::from(page.limit) + 1);
         let mut messages = all(self.rows(query).await?)?;
         if messages.is_empty() {
-            let query = sqlx::query_as(sql::HISTORY_JUDGE)
-                .bind(user.0)
-                .bind(id.0)
-                .bind(before);
+            let query = sqlx::query_as(sql::HISTORY_JUDGE).bind(user.0).bind(id.0).bind(before);
             match self.optional(query).await? {
                 None => return Ok(History::NotFound),
                 Some((false,)) if before.is_some() => return Ok(History::MessageNotFound),
@@ -251,11 +199,8 @@ impl Postgres {
         after: Seq,
         limit: u32,
     ) -> Result<Vec<Message>> {
-        let query = sqlx::query_as(sql::LACKING)
-            .bind(user.0)
-            .bind(id.0)
-            .bind(after)
-            .bind(i64::from(limit));
+        let query =
+            sqlx::query_as(sql::LACKING).bind(user.0).bind(id.0).bind(after).bind(i64::from(limit));
         all(self.rows(query).await?)
     }
 }

@@ -31,10 +31,8 @@ use super::{Result, Schema};
 use crate::config::PostgresConfig;
 
 /// `ignore_missing`: an older release meets newer tables, and they suit it.
-static MIGRATOR: Migrator = Migrator {
-    ignore_missing: true,
-    ..sqlx::migrate!("migrations/postgres")
-};
+static MIGRATOR: Migrator =
+    Migrator { ignore_missing: true, ..sqlx::migrate!("migrations/postgres") };
 
 /// Until a new connection must be ready.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -79,11 +77,8 @@ impl Postgres {
                 })
             })
             .connect_lazy_with(options.clone());
-        let store = Self {
-            pool,
-            options: Arc::new(options),
-            single_node: Arc::new(Mutex::new(None)),
-        };
+        let store =
+            Self { pool, options: Arc::new(options), single_node: Arc::new(Mutex::new(None)) };
         drop(first.close().await);
         Ok(store)
     }
@@ -106,10 +101,7 @@ impl Postgres {
     }
 
     pub async fn schema(&self) -> Result<Schema> {
-        let applied = match self
-            .rows::<(i64,)>(sqlx::query_as(sql::MIGRATIONS_APPLIED))
-            .await
-        {
+        let applied = match self.rows::<(i64,)>(sqlx::query_as(sql::MIGRATIONS_APPLIED)).await {
             Err(error) if error::is_missing_table(&error) => Vec::new(),
             applied => applied?,
         };
@@ -123,9 +115,7 @@ impl Postgres {
     }
 
     pub async fn ping(&self) -> Result<()> {
-        self.rows::<(i32,)>(sqlx::query_as("select 1"))
-            .await
-            .map(drop)
+        self.rows::<(i32,)>(sqlx::query_as("select 1")).await.map(drop)
     }
 
     pub async fn epoch(&self) -> Result<Uuid> {
@@ -193,11 +183,7 @@ impl Postgres {
     where
         O: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
-        let mut connection = self
-            .pool
-            .acquire()
-            .await
-            .map_err(|error| failed(error, false))?;
+        let mut connection = self.pool.acquire().await.map_err(|error| failed(error, false))?;
         match tokio::time::timeout(ANSWER_LIMIT, query.fetch_all(&mut *connection)).await {
             Ok(rows) => rows.map_err(|error| failed(error, true)),
             Err(_) => {
@@ -213,9 +199,7 @@ impl Postgres {
     where
         O: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
-        self.optional(query)
-            .await?
-            .ok_or_else(|| failed(sqlx::Error::RowNotFound, true))
+        self.optional(query).await?.ok_or_else(|| failed(sqlx::Error::RowNotFound, true))
     }
 
     /// As [`Self::rows`], for a statement that has at most one row.
@@ -231,11 +215,7 @@ impl Postgres {
 
     /// As [`Self::rows`], for a statement without rows.
     async fn execute(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<()> {
-        let mut connection = self
-            .pool
-            .acquire()
-            .await
-            .map_err(|error| failed(error, false))?;
+        let mut connection = self.pool.acquire().await.map_err(|error| failed(error, false))?;
         match tokio::time::timeout(ANSWER_LIMIT, query.execute(&mut *connection)).await {
             Ok(done) => done.map(drop).map_err(|error| failed(error, true)),
             Err(_) => {

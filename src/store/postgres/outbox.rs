@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use super::{Postgres, from_millis, millis, sql, uuids};
 use crate::ids::{ConversationId, MessageId, OutboxId};
-use crate::store::types::{ChangeKind, OutboxEntry, OutboxRow};
+use crate::protocol::model::ChangeKind;
+use crate::store::types::{OutboxEntry, OutboxRow};
 use crate::store::{Result, StoreError};
 
 /// From so many on, a member's line is moved over his own messages: it bounds how far each look
@@ -28,11 +29,8 @@ impl TryFrom<ClaimedRow> for OutboxRow {
     type Error = StoreError;
 
     fn try_from(row: ClaimedRow) -> Result<Self> {
-        let corrupt = |column| StoreError::Corrupt {
-            table: "outbox",
-            column,
-            id: row.id.to_string(),
-        };
+        let corrupt =
+            |column| StoreError::Corrupt { table: "outbox", column, id: row.id.to_string() };
         let length = row.conversation_ids.len();
         if row.message_ids.len() != length || row.seqs.len() != length {
             return Err(corrupt("seqs"));
@@ -50,10 +48,7 @@ impl TryFrom<ClaimedRow> for OutboxRow {
                     .ok_or_else(|| corrupt("kinds"))?,
             });
         }
-        Ok(Self {
-            id: OutboxId(row.id),
-            entries,
-        })
+        Ok(Self { id: OutboxId(row.id), entries })
     }
 }
 
@@ -63,19 +58,14 @@ impl Postgres {
             return Ok(());
         }
         let ids = uuids(rows, |id| id.0);
-        self.execute(sqlx::query(sql::SETTLE_OUTBOX).bind(ids).bind(OWN_STRETCH))
-            .await
+        self.execute(sqlx::query(sql::SETTLE_OUTBOX).bind(ids).bind(OWN_STRETCH)).await
     }
 
     pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OutboxRow>> {
         let query = sqlx::query_as::<_, ClaimedRow>(sql::CLAIM_OUTBOX)
             .bind(i64::from(limit))
             .bind(millis(lease));
-        self.rows(query)
-            .await?
-            .into_iter()
-            .map(OutboxRow::try_from)
-            .collect()
+        self.rows(query).await?.into_iter().map(OutboxRow::try_from).collect()
     }
 
     pub async fn outbox_state(&self) -> Result<(i64, Duration)> {

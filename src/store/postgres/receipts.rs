@@ -28,28 +28,12 @@ impl Postgres {
             .bind(uuids(runs, |run| run.user_id.0))
             .bind(runs.iter().map(|run| run.lo).collect::<Vec<_>>())
             .bind(runs.iter().map(|run| run.hi).collect::<Vec<_>>())
-            .bind(
-                runs.iter()
-                    .map(|run| run.proof == Proof::Device)
-                    .collect::<Vec<_>>(),
-            )
+            .bind(runs.iter().map(|run| run.proof == Proof::Device).collect::<Vec<_>>())
             .bind(RECEIPTS_MAX_MEMBERS);
         let mut outcomes = vec![Settled::Refused; runs.len()];
-        for JudgedRow {
-            ord,
-            moves,
-            delivered_from,
-        } in self.rows(query).await?
-        {
-            if let Some(outcome) = usize::try_from(ord - 1)
-                .ok()
-                .and_then(|i| outcomes.get_mut(i))
-            {
-                *outcome = if moves {
-                    Settled::Moved { delivered_from }
-                } else {
-                    Settled::Waits
-                };
+        for JudgedRow { ord, moves, delivered_from } in self.rows(query).await? {
+            if let Some(outcome) = usize::try_from(ord - 1).ok().and_then(|i| outcomes.get_mut(i)) {
+                *outcome = if moves { Settled::Moved { delivered_from } } else { Settled::Waits };
             }
         }
         Ok(outcomes)

@@ -21,10 +21,7 @@ pub struct PostgresWriter {
 
 impl PostgresWriter {
     pub(super) fn new(options: Arc<PgConnectOptions>) -> Self {
-        Self {
-            options,
-            connection: None,
-        }
+        Self { options, connection: None }
     }
 
     pub async fn send(
@@ -66,10 +63,7 @@ impl PostgresWriter {
     /// After success and after a conflict the connection is good; after all else another server
     /// may be the right one by now.
     fn put_back<T>(&mut self, connection: PgConnection, result: Result<T>) -> Result<T> {
-        if matches!(
-            result,
-            Ok(_) | Err(StoreError::Conflict(_) | StoreError::Refused(_))
-        ) {
+        if matches!(result, Ok(_) | Err(StoreError::Conflict(_) | StoreError::Refused(_))) {
             self.connection = Some(connection);
         }
         result

@@ -10,9 +10,10 @@ use super::sql::{self, hex, json};
 use super::{SqliteWriter, commit, error, outbox};
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, Seq, UserId};
+use crate::protocol::model::ChangeKind;
 use crate::protocol::model::{Kind, Role};
 use crate::store::Result;
-use crate::store::types::{Change, ChangeKind, ChangeOutcome, Changed, OutboxEntry, OutboxLease};
+use crate::store::types::{Change, ChangeOutcome, Changed, OutboxEntry, OutboxLease};
 
 /// A change before its commit: what it took, or why there is none.
 type Step = std::result::Result<Advance, ChangeOutcome>;
@@ -43,36 +44,17 @@ impl SqliteWriter {
     ) -> Result<ChangeOutcome> {
         let mut tx = self.store.begin().await?;
         let step = match change {
-            Change::Create {
-                kind,
-                title,
-                created_by,
-                members,
-            } => {
+            Change::Create { kind, title, created_by, members } => {
                 let title = title.as_deref();
-                create(
-                    &mut tx,
-                    id,
-                    *kind,
-                    title,
-                    *created_by,
-                    members,
-                    max_group_size,
-                )
-                .await?
+                create(&mut tx, id, *kind, title, *created_by, members, max_group_size).await?
             }
-            Change::AddMembers {
-                by,
-                user_ids,
-                with_history,
-            } => add(&mut tx, id, *by, user_ids, *with_history, max_group_size).await?,
+            Change::AddMembers { by, user_ids, with_history } => {
+                add(&mut tx, id, *by, user_ids, *with_history, max_group_size).await?
+            }
             Change::RemoveMember { by, user_id } => remove(&mut tx, id, *by, *user_id).await?,
-            Change::SetMember {
-                by,
-                user_id,
-                role,
-                can_send_messages,
-            } => set_member(&mut tx, id, *by, *user_id, *role, *can_send_messages).await?,
+            Change::SetMember { by, user_id, role, can_send_messages } => {
+                set_member(&mut tx, id, *by, *user_id, *role, *can_send_messages).await?
+            }
             Change::SetTitle { by, title } => set_title(&mut tx, id, *by, title.as_deref()).await?,
         };
         let advance = match step {
@@ -105,11 +87,8 @@ async fn create(
     members: &[UserId],
     max_group_size: usize,
 ) -> Result<Step> {
-    let others: BTreeSet<UserId> = members
-        .iter()
-        .copied()
-        .filter(|member| *member != created_by)
-        .collect();
+    let others: BTreeSet<UserId> =
+        members.iter().copied().filter(|member| *member != created_by).collect();
     if kind == Kind::Group && others.len() + 1 > max_group_size {
         return Ok(Err(ChangeOutcome::TooLarge));
     }
@@ -166,10 +145,8 @@ async fn add(
         return Ok(Err(ChangeOutcome::TooLarge));
     }
     let advance = advance(tx, id, absent.len() as i64, true).await?;
-    let joining: Vec<(UserId, Role)> = absent
-        .into_iter()
-        .map(|user| (UserId(user), Role::Member))
-        .collect();
+    let joining: Vec<(UserId, Role)> =
+        absent.into_iter().map(|user| (UserId(user), Role::Member)).collect();
     let history_from = if with_history { 1 } else { advance.last_seq };
     join(tx, id, &joining, &advance, history_from).await?;
     Ok(Ok(advance))
@@ -235,8 +212,7 @@ async fn heir(tx: &mut SqliteConnection, id: ConversationId) -> Result<Option<(U
         .fetch_optional(&mut *tx)
         .await
         .map_err(error::of)?;
-    row.map(|(user, code)| Ok((UserId(user), role(code, id.0)?)))
-        .transpose()
+    row.map(|(user, code)| Ok((UserId(user), role(code, id.0)?))).transpose()
 }
 
 async fn set_member(
@@ -257,10 +233,7 @@ async fn set_member(
     if found.my_role != Role::Owner && (new_role.is_some() || role == Role::Owner) {
         return Ok(Err(ChangeOutcome::Forbidden));
     }
-    let next = (
-        new_role.unwrap_or(role),
-        can_send_messages.unwrap_or(can_send),
-    );
+    let next = (new_role.unwrap_or(role), can_send_messages.unwrap_or(can_send));
     if next == (role, can_send) {
         return Ok(Err(ChangeOutcome::Unchanged(id)));
     }
@@ -268,11 +241,7 @@ async fn set_member(
     write_member(tx, id, user_id, next.0, next.1, &advance).await?;
     // A group keeps an owner: the last one can only leave. Found out after the fact, and rolled
     // back with the rest, because then it is the same look as for an heir.
-    if role == Role::Owner
-        && heir(tx, id)
-            .await?
-            .is_none_or(|(_, highest)| highest < Role::Owner)
-    {
+    if role == Role::Owner && heir(tx, id).await?.is_none_or(|(_, highest)| highest < Role::Owner) {
         return Ok(Err(ChangeOutcome::Forbidden));
     }
     Ok(Ok(advance))
@@ -318,11 +287,7 @@ async fn group_of(
     let Some((code, title, member_count, role_code)) = row else {
         return Ok(Err(ChangeOutcome::NotFound));
     };
-    let found = Found {
-        title,
-        member_count,
-        my_role: role(role_code, id.0)?,
-    };
+    let found = Found { title, member_count, my_role: role(role_code, id.0)? };
     if kind(code, id.0)? == Kind::Direct {
         return Ok(Err(ChangeOutcome::Direct));
     }
@@ -343,8 +308,7 @@ async fn member_state(
         .fetch_optional(&mut *tx)
         .await
         .map_err(error::of)?;
-    row.map(|(code, can_send)| Ok((role(code, id.0)?, can_send)))
-        .transpose()
+    row.map(|(code, can_send)| Ok((role(code, id.0)?, can_send))).transpose()
 }
 
 async fn write_member(
@@ -392,11 +356,7 @@ async fn join(
 ) -> Result<()> {
     let done = sqlx::query(sql::MEMBERS_JOIN)
         .bind(id.0)
-        .bind(json(
-            joining
-                .iter()
-                .map(|(user, role)| (hex(user.0), role.code())),
-        ))
+        .bind(json(joining.iter().map(|(user, role)| (hex(user.0), role.code()))))
         .bind(advance.last_seq)
         .bind(advance.now)
         .bind(history_from)
@@ -410,8 +370,5 @@ async fn join(
 fn direct_key(one: UserId, others: &BTreeSet<UserId>) -> String {
     let mut pair: BTreeSet<UserId> = others.clone();
     pair.insert(one);
-    pair.iter()
-        .map(UserId::to_string)
-        .collect::<Vec<_>>()
-        .join(":")
+    pair.iter().map(UserId::to_string).collect::<Vec<_>>().join(":")
 }

@@ -50,13 +50,10 @@ impl Sqlite {
         let limit = limit as usize;
         let goes_on = rows.len() > limit;
         rows.truncate(limit);
-        let next = rows
-            .last()
-            .filter(|_| goes_on)
-            .map(|last| ConversationCursor {
-                last_activity_at: Timestamp::from_millis(last.last_activity_at),
-                id: ConversationId(last.conversation.id),
-            });
+        let next = rows.last().filter(|_| goes_on).map(|last| ConversationCursor {
+            last_activity_at: Timestamp::from_millis(last.last_activity_at),
+            id: ConversationId(last.conversation.id),
+        });
         let mut page = shown_to_member(&mut tx, rows).await?;
         name_pairs(&mut tx, &mut page).await?;
         Ok((page, next))
@@ -79,9 +76,7 @@ impl Sqlite {
         if !member {
             return Ok(None);
         }
-        members_after(&mut tx, id, after, i64::from(limit))
-            .await
-            .map(Some)
+        members_after(&mut tx, id, after, i64::from(limit)).await.map(Some)
     }
 
     pub async fn acquainted(&self, user: UserId, others: &[UserId]) -> Result<Vec<UserId>> {
@@ -130,10 +125,7 @@ impl Sqlite {
         let Some(row) = row else { return Ok(None) };
         let members = members_if_few(&mut tx, id).await?;
         // No last message: not all who get the event may see it.
-        Ok(Some(Conversation {
-            members,
-            ..row.shown(None)?
-        }))
+        Ok(Some(Conversation { members, ..row.shown(None)? }))
     }
 }
 
@@ -142,11 +134,8 @@ async fn shown_to_member(
     connection: &mut SqliteConnection,
     rows: Vec<MyConversationRow>,
 ) -> Result<Vec<Conversation>> {
-    let ids: Vec<MessageId> = rows
-        .iter()
-        .filter_map(|row| row.conversation.last_message_id)
-        .map(MessageId)
-        .collect();
+    let ids: Vec<MessageId> =
+        rows.iter().filter_map(|row| row.conversation.last_message_id).map(MessageId).collect();
     let mut last = messages::by_id(connection, &ids).await?;
     rows.into_iter()
         .map(|row| {
@@ -161,20 +150,13 @@ async fn shown_to_member(
 async fn name_pairs(connection: &mut SqliteConnection, page: &mut [Conversation]) -> Result<()> {
     let direct = |conversation: &&Conversation| conversation.kind == Kind::Direct;
     let rows: Vec<PairRow> = sqlx::query_as(sql::PARTICIPANTS_OF)
-        .bind(json(
-            page.iter()
-                .filter(direct)
-                .map(|conversation| hex(conversation.id.0)),
-        ))
+        .bind(json(page.iter().filter(direct).map(|conversation| hex(conversation.id.0))))
         .fetch_all(connection)
         .await
         .map_err(error::of)?;
     let mut pairs: HashMap<Uuid, Vec<Member>> = HashMap::new();
     for row in rows {
-        pairs
-            .entry(row.conversation_id)
-            .or_default()
-            .push(row.member.shown(row.conversation_id)?);
+        pairs.entry(row.conversation_id).or_default().push(row.member.shown(row.conversation_id)?);
     }
     for conversation in page {
         conversation.members = pairs.remove(&conversation.id.0);
@@ -276,11 +258,7 @@ impl MyConversationRow {
         };
         let unread_count = Some(self.unread_count);
         let shown = self.conversation.shown(last_message)?;
-        Ok(Conversation {
-            unread_count,
-            me: Some(me),
-            ..shown
-        })
+        Ok(Conversation { unread_count, me: Some(me), ..shown })
     }
 }
 

@@ -31,24 +31,17 @@ pub(super) fn of(error: Error) -> StoreError {
             | Error::RowNotFound
             | Error::Protocol(_)
             | Error::Configuration(_) => StoreError::Refused(error),
-            _ => StoreError::Unavailable {
-                source: error,
-                maybe_done: false,
-            },
+            _ => StoreError::Unavailable { source: error, maybe_done: false },
         };
     };
     match code {
         BUSY | LOCKED => StoreError::Conflict(error),
-        NOMEM | INTERRUPT => StoreError::Unavailable {
-            source: error,
-            maybe_done: false,
-        },
+        NOMEM | INTERRUPT => StoreError::Unavailable { source: error, maybe_done: false },
         IOERR => unavailable(error, "the disk of the database failed"),
         FULL => unavailable(error, "the disk of the database is full: free some room"),
-        PERM | READONLY => refused(
-            error,
-            "the database file or its folder cannot be written by this user",
-        ),
+        PERM | READONLY => {
+            refused(error, "the database file or its folder cannot be written by this user")
+        }
         CANTOPEN => refused(error, "the database file cannot be opened"),
         CORRUPT => refused(
             error,
@@ -64,10 +57,7 @@ pub(super) fn of(error: Error) -> StoreError {
 pub(super) fn of_commit(error: Error) -> StoreError {
     match primary_code(&error) {
         Some(BUSY | LOCKED) => StoreError::Conflict(error),
-        _ => StoreError::Unavailable {
-            source: error,
-            maybe_done: true,
-        },
+        _ => StoreError::Unavailable { source: error, maybe_done: true },
     }
 }
 
@@ -83,9 +73,7 @@ pub(super) fn affected(done: u64, expected: usize, what: &str) -> Result<(), Sto
     if done == expected as u64 {
         return Ok(());
     }
-    Err(StoreError::Refused(Error::Protocol(format!(
-        "{what}: {done} rows instead of {expected}"
-    ))))
+    Err(StoreError::Refused(Error::Protocol(format!("{what}: {done} rows instead of {expected}"))))
 }
 
 fn primary_code(error: &Error) -> Option<i32> {
@@ -97,10 +85,7 @@ fn primary_code(error: &Error) -> Option<i32> {
 
 fn unavailable(error: Error, says: &str) -> StoreError {
     let source = Error::Io(std::io::Error::other(format!("{says} ({error})")));
-    StoreError::Unavailable {
-        source,
-        maybe_done: false,
-    }
+    StoreError::Unavailable { source, maybe_done: false }
 }
 
 fn refused(error: Error, says: &str) -> StoreError {

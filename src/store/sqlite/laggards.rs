@@ -46,19 +46,11 @@ impl Sqlite {
         // `returning` has no order.
         claimed.sort_unstable_by_key(|row| row.due_at);
         let lacks: Vec<LackRow> = sqlx::query_as(sql::LAGGARDS_LACK)
-            .bind(json(
-                claimed
-                    .iter()
-                    .map(|row| (hex(row.user_id), hex(row.conversation_id))),
-            ))
+            .bind(json(claimed.iter().map(|row| (hex(row.user_id), hex(row.conversation_id)))))
             .fetch_all(&mut *tx)
             .await
             .map_err(error::of)?;
-        error::affected(
-            lacks.len() as u64,
-            claimed.len(),
-            "reading what laggards lack",
-        )?;
+        error::affected(lacks.len() as u64, claimed.len(), "reading what laggards lack")?;
 
         let mut laggards = Vec::with_capacity(claimed.len());
         let mut idle = Vec::new();
@@ -100,11 +92,7 @@ impl Sqlite {
     }
 
     pub async fn hasten_laggards(&self, users: &[UserId]) -> Result<()> {
-        self.write(
-            sql::LAGGARDS_HASTEN,
-            json(users.iter().map(|user| hex(user.0))),
-        )
-        .await
+        self.write(sql::LAGGARDS_HASTEN, json(users.iter().map(|user| hex(user.0)))).await
     }
 
     pub async fn laggards_state(&self) -> Result<(i64, Duration)> {
@@ -118,11 +106,7 @@ impl Sqlite {
     /// One statement as one transaction.
     async fn write(&self, statement: &'static str, rows: String) -> Result<()> {
         let mut tx = self.begin().await?;
-        sqlx::query(statement)
-            .bind(rows)
-            .execute(&mut *tx)
-            .await
-            .map_err(error::of)?;
+        sqlx::query(statement).bind(rows).execute(&mut *tx).await.map_err(error::of)?;
         commit(tx).await
     }
 }

@@ -11,9 +11,10 @@ use super::sql::{self, hex, json};
 use super::{Sqlite, SqliteWriter, commit, error};
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, MessageId, Seq, UserId};
+use crate::protocol::model::ChangeKind;
 use crate::protocol::model::{Mention, Message, MessageType};
 use crate::store::types::{
-    ChangeKind, History, HistoryPage, NewMessage, OutboxEntry, OutboxLease, SendOutcome, Stored,
+    History, HistoryPage, NewMessage, OutboxEntry, OutboxLease, SendOutcome, Stored,
 };
 use crate::store::{Result, StoreError};
 
@@ -29,14 +30,7 @@ struct Verdict {
 }
 
 /// The parameter rows of `send_judge.sql` and `send_store.sql`; tuples stand as JSON arrays.
-type Question<'a> = (
-    Simple,
-    Simple,
-    Option<&'a str>,
-    String,
-    Option<Simple>,
-    Vec<Simple>,
-);
+type Question<'a> = (Simple, Simple, Option<&'a str>, String, Option<Simple>, Vec<Simple>);
 
 #[derive(Serialize)]
 struct StoredRow<'a>(
@@ -82,9 +76,8 @@ impl SqliteWriter {
             outcomes.push(match verdict.verdict {
                 0 => {
                     let id = hex(message.id.0);
-                    let head = heads
-                        .entry(message.conversation_id)
-                        .or_insert((verdict.last_seq, id));
+                    let head =
+                        heads.entry(message.conversation_id).or_insert((verdict.last_seq, id));
                     let seq = head.0 + 1;
                     *head = (seq, id);
                     rows.push(stored_row(message, seq));
@@ -121,18 +114,12 @@ impl SqliteWriter {
             .map_err(error::of)?;
         error::affected(stored.rows_affected(), entries.len(), "storing messages")?;
         let bumped = sqlx::query(sql::SEND_BUMP)
-            .bind(json(
-                heads.iter().map(|(id, (seq, last))| (hex(id.0), seq, last)),
-            ))
+            .bind(json(heads.iter().map(|(id, (seq, last))| (hex(id.0), seq, last))))
             .bind(now)
             .execute(&mut *tx)
             .await
             .map_err(error::of)?;
-        error::affected(
-            bumped.rows_affected(),
-            heads.len(),
-            "moving conversations on",
-        )?;
+        error::affected(bumped.rows_affected(), heads.len(), "moving conversations on")?;
         super::outbox::insert(&mut tx, outbox, now, &entries).await?;
         commit(tx).await?;
         Ok(outcomes)
@@ -178,11 +165,8 @@ impl Sqlite {
             .map_err(error::of)?;
         let limit = page.limit as usize;
         let has_more = rows.len() > limit;
-        let messages = rows
-            .into_iter()
-            .take(limit)
-            .map(Message::try_from)
-            .collect::<Result<_>>()?;
+        let messages =
+            rows.into_iter().take(limit).map(Message::try_from).collect::<Result<_>>()?;
         Ok(History::Page { messages, has_more })
     }
 
@@ -232,24 +216,14 @@ async fn first_messages(
         return Ok(HashMap::new());
     }
     let messages = by_id(connection, &ids).await?;
-    Ok(messages
-        .into_iter()
-        .map(|message| (message.id.0, message))
-        .collect())
+    Ok(messages.into_iter().map(|message| (message.id.0, message)).collect())
 }
 
 fn first_of(verdict: &Verdict, firsts: &HashMap<Uuid, Message>) -> Result<SendOutcome> {
-    let first = verdict
-        .first_id
-        .and_then(|id| firsts.get(&id))
-        .ok_or_else(|| {
-            let id = verdict.first_id.unwrap_or_default().to_string();
-            StoreError::Corrupt {
-                table: "messages",
-                column: "id",
-                id,
-            }
-        })?;
+    let first = verdict.first_id.and_then(|id| firsts.get(&id)).ok_or_else(|| {
+        let id = verdict.first_id.unwrap_or_default().to_string();
+        StoreError::Corrupt { table: "messages", column: "id", id }
+    })?;
     Ok(SendOutcome::Duplicate(Box::new(first.clone())))
 }
 
@@ -260,12 +234,7 @@ fn question(message: &NewMessage) -> Question<'_> {
         message.client_message_id.as_deref(),
         hash_hex(&message.body_hash),
         message.parent_message_id.map(|parent| hex(parent.0)),
-        message
-            .mentions
-            .iter()
-            .flatten()
-            .map(|mention| hex(mention.user_id.0))
-            .collect(),
+        message.mentions.iter().flatten().map(|mention| hex(mention.user_id.0)).collect(),
     )
 }
 
@@ -317,19 +286,12 @@ impl TryFrom<MessageRow> for Message {
     type Error = StoreError;
 
     fn try_from(row: MessageRow) -> Result<Self> {
-        let corrupt = |column| StoreError::Corrupt {
-            table: "messages",
-            column,
-            id: row.id.to_string(),
-        };
+        let corrupt =
+            |column| StoreError::Corrupt { table: "messages", column, id: row.id.to_string() };
         // A deleted message keeps its place, not its words.
         let kept = |text: Option<String>| text.filter(|_| row.deleted_at.is_none());
-        let mentions = kept(row.mentions)
-            .map(|text| serde_json::from_str(&text))
-            .transpose();
-        let metadata = kept(row.metadata)
-            .map(|text| serde_json::from_str(&text))
-            .transpose();
+        let mentions = kept(row.mentions).map(|text| serde_json::from_str(&text)).transpose();
+        let metadata = kept(row.metadata).map(|text| serde_json::from_str(&text)).transpose();
         Ok(Self {
             message_type: MessageType::from_code(row.message_type)
                 .ok_or_else(|| corrupt("message_type"))?,

@@ -67,6 +67,8 @@ impl Sqlite {
             .filename(&config.path)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true)
+            // A batch's rows fit in, so that SQLite's thread need not wait while they are taken.
+            .row_buffer_size(1024)
             .disable_statement_logging();
         let writing = options
             .clone()
@@ -74,7 +76,10 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full)
             // Pages in KiB: the upper levels of the indexes stay in memory.
             .pragma("cache_size", "-32768")
-            // The log is cut back to this after a burst.
+            // Pages of the log before they are folded into the file: a page that many batches
+            // touch is then written there once.
+            .pragma("wal_autocheckpoint", "4000")
+            // In bytes; the log is cut back to this after a burst.
             .pragma("journal_size_limit", "67108864");
         // Opened once by itself: while another process makes the file a WAL one, SQLite answers
         // "busy" without having waited.
@@ -92,16 +97,9 @@ impl Sqlite {
         }
         let writer = pool(1).connect_with(writing).await.map_err(error::of)?;
         let reading = options.read_only(true).pragma("cache_size", "-8192");
-        let readers = pool(READERS)
-            .connect_with(reading)
-            .await
-            .map_err(error::of)?;
-        let store = Self {
-            path: config.path.as_path().into(),
-            writer,
-            readers,
-            lock: Arc::default(),
-        };
+        let readers = pool(READERS).connect_with(reading).await.map_err(error::of)?;
+        let store =
+            Self { path: config.path.as_path().into(), writer, readers, lock: Arc::default() };
         store.ping().await?;
         Ok(store)
     }
@@ -109,17 +107,12 @@ impl Sqlite {
     /// All migrations in one transaction, so that of two processes one waits and finds them done.
     pub async fn migrate(&self) -> Result<()> {
         let mut tx = self.begin().await?;
-        let mut migrator = Migrator {
-            migrations: MIGRATOR.migrations.clone(),
-            ..Migrator::DEFAULT
-        };
+        let mut migrator =
+            Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
         // A newer release has been here: its tables suit this one too.
         migrator.set_ignore_missing(true);
         // Not `run`, whose future cannot be sent between threads.
-        migrator
-            .run_direct(None, &mut *tx, false)
-            .await
-            .map_err(error::of_migration)?;
+        migrator.run_direct(None, &mut *tx, false).await.map_err(error::of_migration)?;
         commit(tx).await
     }
 
@@ -138,17 +131,11 @@ impl Sqlite {
         } else {
             Vec::new()
         };
-        let missing = MIGRATOR
-            .iter()
-            .filter(|m| !applied.contains(&m.version))
-            .count();
+        let missing = MIGRATOR.iter().filter(|m| !applied.contains(&m.version)).count();
         if missing > 0 {
             return Ok(Schema::Behind { missing });
         }
-        if applied
-            .iter()
-            .any(|version| !MIGRATOR.version_exists(*version))
-        {
+        if applied.iter().any(|version| !MIGRATOR.version_exists(*version)) {
             return Ok(Schema::Ahead);
         }
         Ok(Schema::Current)
@@ -163,10 +150,7 @@ impl Sqlite {
     }
 
     pub async fn epoch(&self) -> Result<Uuid> {
-        sqlx::query_scalar(sql::STORE_EPOCH)
-            .fetch_one(&self.readers)
-            .await
-            .map_err(error::of)
+        sqlx::query_scalar(sql::STORE_EPOCH).fetch_one(&self.readers).await.map_err(error::of)
     }
 
     /// The lock is on a file beside the database: one on the database itself would be in SQLite's
@@ -206,27 +190,19 @@ impl Sqlite {
     }
 
     pub fn writer(&self) -> SqliteWriter {
-        SqliteWriter {
-            store: self.clone(),
-        }
+        SqliteWriter { store: self.clone() }
     }
 
     /// The readers go first, so that the writer, being last, folds the log into the file.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
-        self.lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// The write lock: what is read from now on stays so until the commit.
     async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
-        self.writer
-            .begin_with("begin immediate")
-            .await
-            .map_err(error::of)
+        self.writer.begin_with("begin immediate").await.map_err(error::of)
     }
 
     /// One state of the data for several reads.
@@ -258,21 +234,10 @@ fn pool(connections: u32) -> PoolOptions<sqlx::Sqlite> {
 /// mode. A file that is there is not even opened: closing it again would drop the locks that this
 /// process holds on it through SQLite.
 fn create_private(path: &Path) -> io::Result<()> {
-    if let Some(folder) = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-    {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-    {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }

@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::sql::{self, hex, json};
 use super::{Sqlite, commit, error};
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq};
-use crate::store::types::{ChangeKind, OutboxEntry, OutboxLease, OutboxRow};
+use crate::protocol::model::ChangeKind;
+use crate::store::types::{OutboxEntry, OutboxLease, OutboxRow};
 use crate::store::{Result, StoreError};
 
 /// How far a sender may fall behind by his own messages before his `settled_seq` is moved.
@@ -31,9 +32,7 @@ impl Sqlite {
         let mut told = Vec::new();
         for row in deleted {
             told.extend(row.entries()?.into_iter().filter_map(|entry| {
-                entry
-                    .message_id
-                    .filter(|_| entry.kind == ChangeKind::MessageCreated)
+                entry.message_id.filter(|_| entry.kind == ChangeKind::MessageCreated)
             }));
         }
         if !told.is_empty() {
@@ -70,20 +69,13 @@ impl Sqlite {
         claimed.sort_unstable_by_key(|row| (row.created_at, row.row.id));
         claimed
             .into_iter()
-            .map(|row| {
-                Ok(OutboxRow {
-                    id: OutboxId(row.row.id),
-                    entries: row.row.entries()?,
-                })
-            })
+            .map(|row| Ok(OutboxRow { id: OutboxId(row.row.id), entries: row.row.entries()? }))
             .collect()
     }
 
     pub async fn outbox_state(&self) -> Result<(i64, Duration)> {
-        let (rows, age): (i64, i64) = sqlx::query_as(sql::OUTBOX_STATE)
-            .fetch_one(&self.readers)
-            .await
-            .map_err(error::of)?;
+        let (rows, age): (i64, i64) =
+            sqlx::query_as(sql::OUTBOX_STATE).fetch_one(&self.readers).await.map_err(error::of)?;
         Ok((rows, duration(age)))
     }
 }
@@ -99,14 +91,8 @@ pub(super) async fn insert(
         .bind(outbox.id.0)
         .bind(now)
         .bind(millis(outbox.lease))
-        .bind(json(
-            entries.iter().map(|entry| hex(entry.conversation_id.0)),
-        ))
-        .bind(json(
-            entries
-                .iter()
-                .map(|entry| entry.message_id.map(|id| hex(id.0))),
-        ))
+        .bind(json(entries.iter().map(|entry| hex(entry.conversation_id.0))))
+        .bind(json(entries.iter().map(|entry| entry.message_id.map(|id| hex(id.0)))))
         .bind(json(entries.iter().map(|entry| entry.seq)))
         .bind(json(entries.iter().map(|entry| entry.kind.code())))
         .execute(tx)
@@ -128,13 +114,11 @@ fn two_highest(sent: &[(Uuid, Uuid, Seq)]) -> impl Iterator<Item = (Uuid, Uuid, 
     let mut latest_first: Vec<(Uuid, Uuid, Seq)> = sent.to_vec();
     latest_first.sort_unstable_by_key(|(_, _, seq)| std::cmp::Reverse(*seq));
     let mut taken: HashMap<Uuid, u8> = HashMap::new();
-    latest_first
-        .into_iter()
-        .filter(move |(conversation, _, _)| {
-            let taken = taken.entry(*conversation).or_default();
-            *taken += 1;
-            *taken <= 2
-        })
+    latest_first.into_iter().filter(move |(conversation, _, _)| {
+        let taken = taken.entry(*conversation).or_default();
+        *taken += 1;
+        *taken <= 2
+    })
 }
 
 fn as_parameter((conversation, sender, seq): (Uuid, Uuid, Seq)) -> impl serde::Serialize {
@@ -160,11 +144,8 @@ struct ClaimedRow {
 
 impl EntriesRow {
     fn entries(&self) -> Result<Vec<OutboxEntry>> {
-        let corrupt = |column| StoreError::Corrupt {
-            table: "outbox",
-            column,
-            id: self.id.to_string(),
-        };
+        let corrupt =
+            |column| StoreError::Corrupt { table: "outbox", column, id: self.id.to_string() };
         let conversations: Vec<Uuid> = serde_json::from_str(&self.conversation_ids)
             .map_err(|_| corrupt("conversation_ids"))?;
         let messages: Vec<Option<Uuid>> =

@@ -46,10 +46,7 @@ impl Sqlite {
         }
         let mut tx = self.begin().await?;
         let states: Vec<StateRow> = sqlx::query_as(sql::SETTLE_STATES)
-            .bind(json(
-                runs.iter()
-                    .map(|run| (hex(run.conversation_id.0), hex(run.user_id.0))),
-            ))
+            .bind(json(runs.iter().map(|run| (hex(run.conversation_id.0), hex(run.user_id.0)))))
             .fetch_all(&mut *tx)
             .await
             .map_err(error::of)?;
@@ -72,21 +69,10 @@ impl Sqlite {
             if run.hi > head || run.lo > run.hi {
                 return false;
             }
-            marks.insert(
-                member(run),
-                Marks {
-                    settled,
-                    delivered,
-                    moved: false,
-                    stuck: false,
-                },
-            );
+            marks.insert(member(run), Marks { settled, delivered, moved: false, stuck: false });
             let reach = reach.entry(member(run)).or_insert(settled);
             if run.lo > *reach + 1 {
-                gaps.push(Gap {
-                    run: i,
-                    after: *reach,
-                });
+                gaps.push(Gap { run: i, after: *reach });
             }
             *reach = run.hi.max(*reach);
             true
@@ -98,12 +84,7 @@ impl Sqlite {
             let looks: Vec<bool> = sqlx::query_scalar(sql::SETTLE_GAPS)
                 .bind(json(gaps.iter().map(|gap| {
                     let run = &runs[gap.run];
-                    (
-                        hex(run.conversation_id.0),
-                        hex(run.user_id.0),
-                        gap.after,
-                        run.lo,
-                    )
+                    (hex(run.conversation_id.0), hex(run.user_id.0), gap.after, run.lo)
                 })))
                 .fetch_all(&mut *tx)
                 .await
@@ -112,9 +93,7 @@ impl Sqlite {
         };
         for &i in &order {
             let run = &runs[i];
-            let marks = marks
-                .get_mut(&member(run))
-                .expect("put there for each run of `order`");
+            let marks = marks.get_mut(&member(run)).expect("put there for each run of `order`");
             outcomes[i] = marks.apply(run, blocked.get(&i).copied().unwrap_or(false));
         }
 
@@ -122,12 +101,7 @@ impl Sqlite {
             .iter()
             .filter(|(_, marks)| marks.moved)
             .map(|((conversation, user), marks)| {
-                (
-                    hex(conversation.0),
-                    hex(user.0),
-                    marks.settled,
-                    marks.delivered,
-                )
+                (hex(conversation.0), hex(user.0), marks.settled, marks.delivered)
             })
             .collect();
         if moved.is_empty() {
@@ -137,9 +111,9 @@ impl Sqlite {
             .iter()
             .zip(&outcomes)
             .filter_map(|(run, outcome)| match outcome {
-                Settled::Moved {
-                    delivered_from: Some(from),
-                } => Some((hex(run.conversation_id.0), hex(run.user_id.0), from, run.hi)),
+                Settled::Moved { delivered_from: Some(from) } => {
+                    Some((hex(run.conversation_id.0), hex(run.user_id.0), from, run.hi))
+                }
                 _ => None,
             })
             .collect();

@@ -19,16 +19,11 @@ struct Fixture {
 }
 
 fn config(dir: &TempDir) -> SqliteConfig {
-    SqliteConfig {
-        path: dir.path().join("data/tidings.db"),
-    }
+    SqliteConfig { path: dir.path().join("data/tidings.db") }
 }
 
 fn lease() -> OutboxLease {
-    OutboxLease {
-        id: OutboxId::random(),
-        lease: Duration::ZERO,
-    }
+    OutboxLease { id: OutboxId::random(), lease: Duration::ZERO }
 }
 
 /// A store with one group of one member.
@@ -37,23 +32,10 @@ async fn fixture() -> Fixture {
     let store = Sqlite::connect(&config(&dir)).await.unwrap();
     store.migrate().await.unwrap();
     let (ann, id) = (UserId(Uuid::new_v4()), ConversationId::random());
-    let create = Change::Create {
-        kind: Kind::Group,
-        title: None,
-        created_by: ann,
-        members: vec![],
-    };
-    store
-        .writer()
-        .change(id, &create, 10, lease())
-        .await
-        .unwrap();
-    Fixture {
-        store,
-        ann,
-        id,
-        dir,
-    }
+    let create =
+        Change::Create { kind: Kind::Group, title: None, created_by: ann, members: vec![] };
+    store.writer().change(id, &create, 10, lease()).await.unwrap();
+    Fixture { store, ann, id, dir }
 }
 
 impl Fixture {
@@ -73,12 +55,7 @@ impl Fixture {
     }
 
     async fn send(&self, message: NewMessage) -> Result<SendOutcome> {
-        Ok(self
-            .store
-            .writer()
-            .send(&[message], lease())
-            .await?
-            .remove(0))
+        Ok(self.store.writer().send(&[message], lease()).await?.remove(0))
     }
 }
 
@@ -87,28 +64,15 @@ impl Fixture {
 async fn every_statement_finds_its_rows_by_an_index() {
     let f = fixture().await;
     // Parameters and what was made of them; the tables that are short, or counted as a whole.
-    let may_be_scanned = [
-        "CONSTANT",
-        "(subquery",
-        "page",
-        "store_meta",
-        "outbox",
-        "laggards",
-    ];
+    let may_be_scanned = ["CONSTANT", "(subquery", "page", "store_meta", "outbox", "laggards"];
     for (name, statement) in sql::ALL {
         let explain = sqlx::AssertSqlSafe(format!("explain query plan {statement}"));
-        for step in sqlx::query(explain)
-            .fetch_all(&f.store.writer)
-            .await
-            .unwrap()
-        {
+        for step in sqlx::query(explain).fetch_all(&f.store.writer).await.unwrap() {
             let step: String = step.get("detail");
             let Some(scanned) = step.strip_prefix("SCAN ") else {
                 continue;
             };
-            let short = may_be_scanned
-                .iter()
-                .any(|table| scanned.starts_with(table));
+            let short = may_be_scanned.iter().any(|table| scanned.starts_with(table));
             assert!(short || scanned.contains("VIRTUAL TABLE"), "{name}: {step}");
         }
     }
@@ -117,14 +81,8 @@ async fn every_statement_finds_its_rows_by_an_index() {
 #[tokio::test]
 async fn any_text_comes_back_as_it_was() {
     let f = fixture().await;
-    for text in [
-        "",
-        "a\0b",
-        "\u{1f}\"\\/'\n\r\t\u{7f}",
-        "null",
-        "🎈é\u{2028}\u{fffe}",
-        "\\u0000",
-    ] {
+    for text in ["", "a\0b", "\u{1f}\"\\/'\n\r\t\u{7f}", "null", "🎈é\u{2028}\u{fffe}", "\\u0000"]
+    {
         let mut message = f.message(text.to_owned());
         let metadata = serde_json::json!({ "k\"": [text, 1.5, null, u64::MAX, {"": -1e300}] });
         message.metadata = Some(metadata.clone());
@@ -141,65 +99,38 @@ async fn any_text_comes_back_as_it_was() {
 async fn only_its_user_can_read_the_files() {
     let f = fixture().await;
     let folder = f.dir.path().join("data");
-    assert_eq!(
-        folder.metadata().unwrap().permissions().mode() & 0o777,
-        0o700
-    );
+    assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     assert!(f.store.lock_single_node().await.unwrap());
     let mut names = Vec::new();
     for file in std::fs::read_dir(folder).unwrap() {
         let file = file.unwrap();
-        assert_eq!(
-            file.metadata().unwrap().permissions().mode() & 0o777,
-            0o600,
-            "{file:?}"
-        );
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
         names.push(file.file_name().into_string().unwrap());
     }
     names.sort();
-    assert_eq!(
-        names,
-        [
-            "tidings.db",
-            "tidings.db-shm",
-            "tidings.db-wal",
-            "tidings.db.lock"
-        ]
-    );
+    assert_eq!(names, ["tidings.db", "tidings.db-shm", "tidings.db-wal", "tidings.db.lock"]);
 }
 
 #[tokio::test]
 async fn commits_are_synced() {
     let f = fixture().await;
-    let mode: String = sqlx::query_scalar("pragma journal_mode")
-        .fetch_one(&f.store.writer)
-        .await
-        .unwrap();
-    let synchronous: i64 = sqlx::query_scalar("pragma synchronous")
-        .fetch_one(&f.store.writer)
-        .await
-        .unwrap();
+    let mode: String =
+        sqlx::query_scalar("pragma journal_mode").fetch_one(&f.store.writer).await.unwrap();
+    let synchronous: i64 =
+        sqlx::query_scalar("pragma synchronous").fetch_one(&f.store.writer).await.unwrap();
     assert_eq!((mode.as_str(), synchronous), ("wal", 2));
     // Readers can only read.
-    let refused = sqlx::query("delete from outbox")
-        .execute(&f.store.readers)
-        .await
-        .unwrap_err();
+    let refused = sqlx::query("delete from outbox").execute(&f.store.readers).await.unwrap_err();
     assert!(matches!(error::of(refused), StoreError::Refused(_)));
 }
 
 async fn forbid_growth(f: &Fixture) {
-    let pages: i64 = sqlx::query_scalar("pragma page_count")
-        .fetch_one(&f.store.writer)
+    let pages: i64 =
+        sqlx::query_scalar("pragma page_count").fetch_one(&f.store.writer).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("pragma max_page_count = {}", pages + 2)))
+        .execute(&f.store.writer)
         .await
         .unwrap();
-    sqlx::query(sqlx::AssertSqlSafe(format!(
-        "pragma max_page_count = {}",
-        pages + 2
-    )))
-    .execute(&f.store.writer)
-    .await
-    .unwrap();
 }
 
 #[tokio::test]
@@ -207,28 +138,11 @@ async fn a_full_disk_is_told_and_nothing_is_done() {
     let f = fixture().await;
     forbid_growth(&f).await;
     let error = f.send(f.message("x".repeat(100_000))).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            StoreError::Unavailable {
-                maybe_done: false,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains("the disk of the database is full"),
-        "{error}"
-    );
+    assert!(matches!(error, StoreError::Unavailable { maybe_done: false, .. }), "{error}");
+    assert!(error.to_string().contains("the disk of the database is full"), "{error}");
     // What fits is still stored, in the place that the other one did not take.
     let outcome = f.send(f.message("x".into())).await.unwrap();
-    assert!(
-        matches!(outcome, SendOutcome::Stored(stored) if stored.seq == 2),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, SendOutcome::Stored(stored) if stored.seq == 2), "{outcome:?}");
 }
 
 /// When the disk fails SQLite mostly rolls back by itself; the connection, which still believed
@@ -275,15 +189,9 @@ async fn a_damaged_file_is_named_so() {
     // The first page, which says what the file is, stays.
     bytes[4096..].fill(0xa5);
     std::fs::write(&path, bytes).unwrap();
-    let error = Sqlite::connect(&config(&f.dir))
-        .await
-        .err()
-        .expect("it is refused");
+    let error = Sqlite::connect(&config(&f.dir)).await.err().expect("it is refused");
     assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
-    assert!(
-        error.to_string().contains("the database file is damaged"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("the database file is damaged"), "{error}");
 }
 
 #[tokio::test]
@@ -296,29 +204,14 @@ async fn a_lock_held_by_others_is_a_conflict_and_a_lost_commit_is_unknown() {
         .await
         .unwrap();
     let held = f.store.begin().await.unwrap();
-    let busy = sqlx::query("begin immediate")
-        .execute(&mut other)
-        .await
-        .unwrap_err();
+    let busy = sqlx::query("begin immediate").execute(&mut other).await.unwrap_err();
     assert!(matches!(error::of(busy), StoreError::Conflict(_)));
     drop(held);
 
     let lost = error::of_commit(sqlx::Error::WorkerCrashed);
-    assert!(matches!(
-        lost,
-        StoreError::Unavailable {
-            maybe_done: true,
-            ..
-        }
-    ));
+    assert!(matches!(lost, StoreError::Unavailable { maybe_done: true, .. }));
     let before = error::of(sqlx::Error::WorkerCrashed);
-    assert!(matches!(
-        before,
-        StoreError::Unavailable {
-            maybe_done: false,
-            ..
-        }
-    ));
+    assert!(matches!(before, StoreError::Unavailable { maybe_done: false, .. }));
 }
 
 /// A caller that goes away in the middle leaves nothing behind, and no lock.
@@ -326,15 +219,9 @@ async fn a_lock_held_by_others_is_a_conflict_and_a_lost_commit_is_unknown() {
 async fn a_dropped_write_is_rolled_back() {
     let f = fixture().await;
     let mut tx = f.store.begin().await.unwrap();
-    sqlx::query("delete from participants")
-        .execute(&mut *tx)
-        .await
-        .unwrap();
+    sqlx::query("delete from participants").execute(&mut *tx).await.unwrap();
     drop(tx);
-    assert!(matches!(
-        f.send(f.message("x".into())).await.unwrap(),
-        SendOutcome::Stored(_)
-    ));
+    assert!(matches!(f.send(f.message("x".into())).await.unwrap(), SendOutcome::Stored(_)));
 }
 
 #[tokio::test]

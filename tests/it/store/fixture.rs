@@ -17,6 +17,7 @@ use tidings::store::types::{
     SendOutcome, Settled, Stored,
 };
 use tidings::store::{Store, StoreError, Writer};
+use tidings::telemetry::Metrics;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -53,9 +54,8 @@ where
 impl Fixture {
     /// A new Postgres database without tables; None in an embedded-only run.
     pub async fn postgres() -> Option<Self> {
-        let admin: sqlx::postgres::PgConnectOptions = services::postgres()?
-            .parse()
-            .expect("TEST_DATABASE_URL is an address");
+        let admin: sqlx::postgres::PgConnectOptions =
+            services::postgres()?.parse().expect("TEST_DATABASE_URL is an address");
         let name = format!("t_{}", Uuid::new_v4().simple());
         let mut connection = admin.connect().await.expect("Postgres answers");
         sqlx::query(AssertSqlSafe(format!("create database {name}")))
@@ -63,11 +63,11 @@ impl Fixture {
             .await
             .expect("a database can be made");
         connection.close().await.expect("the connection closes");
-        let config = StoreConfig::Postgres(PostgresConfig {
+        let config = StoreConfig::Postgres(Box::new(PostgresConfig {
             options: admin.clone().database(&name),
             pool_size: 4,
             acquire_timeout: Duration::from_secs(10),
-        });
+        }));
         Some(Self::connect(config, Some(admin), None).await)
     }
 
@@ -83,17 +83,10 @@ impl Fixture {
         admin: Option<sqlx::postgres::PgConnectOptions>,
         dir: Option<TempDir>,
     ) -> Self {
-        let store = Store::connect(&config)
-            .await
-            .expect("the database can be opened");
+        let store =
+            Store::connect(&config, Metrics::new().0).await.expect("the database can be opened");
         let writer = Mutex::new(store.writer());
-        Self {
-            store,
-            config,
-            writer,
-            admin,
-            _dir: dir,
-        }
+        Self { store, config, writer, admin, _dir: dir }
     }
 
     /// A second database of the same kind, without tables: to be removed by the case.
@@ -119,9 +112,7 @@ impl Fixture {
 
     /// As many writers as the store can use, at most `wanted`.
     pub fn writers(&self, wanted: usize) -> Vec<Writer> {
-        (0..wanted.min(self.store.max_lanes()))
-            .map(|_| self.store.writer())
-            .collect()
+        (0..wanted.min(self.store.max_lanes())).map(|_| self.store.writer()).collect()
     }
 
     // ---- what the store's interface has no word for ----
@@ -132,17 +123,11 @@ impl Fixture {
         match &self.config {
             StoreConfig::Postgres(config) => {
                 let mut connection = config.options.connect().await.expect("Postgres answers");
-                sqlx::query(sql)
-                    .execute(&mut connection)
-                    .await
-                    .expect("the statement is good");
+                sqlx::query(sql).execute(&mut connection).await.expect("the statement is good");
             }
             StoreConfig::Sqlite(config) => {
                 let mut connection = sqlite(config).await;
-                sqlx::query(sql)
-                    .execute(&mut connection)
-                    .await
-                    .expect("the statement is good");
+                sqlx::query(sql).execute(&mut connection).await.expect("the statement is good");
             }
         }
     }
@@ -152,27 +137,19 @@ impl Fixture {
         match &self.config {
             StoreConfig::Postgres(config) => {
                 let mut connection = config.options.connect().await.expect("Postgres answers");
-                sqlx::query_scalar(sql)
-                    .fetch_one(&mut connection)
-                    .await
-                    .expect("there is a table")
+                sqlx::query_scalar(sql).fetch_one(&mut connection).await.expect("there is a table")
             }
             StoreConfig::Sqlite(config) => {
                 let mut connection = sqlite(config).await;
-                sqlx::query_scalar(sql)
-                    .fetch_one(&mut connection)
-                    .await
-                    .expect("there is a table")
+                sqlx::query_scalar(sql).fetch_one(&mut connection).await.expect("there is a table")
             }
         }
     }
 
     /// Marks the messages with this seq as deleted, in every conversation.
     pub async fn delete_messages(&self, seq: Seq) {
-        self.execute(&format!(
-            "update messages set deleted_at = created_at where seq = {seq}"
-        ))
-        .await;
+        self.execute(&format!("update messages set deleted_at = created_at where seq = {seq}"))
+            .await;
     }
 
     // ---- sending and changing ----
@@ -208,20 +185,9 @@ impl Fixture {
         sender: UserId,
         text: &str,
     ) -> (OutboxId, Seq) {
-        let outbox = OutboxLease {
-            id: OutboxId::random(),
-            lease: NO_LEASE,
-        };
-        let outcome = self
-            .writer
-            .lock()
-            .await
-            .send(&[message(id, sender, text)], outbox)
-            .await;
-        (
-            outbox.id,
-            stored(&outcome.expect("the batch commits")[0]).seq,
-        )
+        let outbox = OutboxLease { id: OutboxId::random(), lease: NO_LEASE };
+        let outcome = self.writer.lock().await.send(&[message(id, sender, text)], outbox).await;
+        (outbox.id, stored(&outcome.expect("the batch commits")[0]).seq)
     }
 
     pub async fn change(&self, id: ConversationId, change: Change) -> ChangeOutcome {
@@ -256,39 +222,23 @@ impl Fixture {
         user: UserId,
         with_history: bool,
     ) -> Seq {
-        let change = Change::AddMembers {
-            by,
-            user_ids: vec![user],
-            with_history,
-        };
+        let change = Change::AddMembers { by, user_ids: vec![user], with_history };
         changed(&self.change(id, change).await).seq
     }
 
     pub async fn remove_member(&self, id: ConversationId, by: UserId, user: UserId) -> Seq {
-        changed(
-            &self
-                .change(id, Change::RemoveMember { by, user_id: user })
-                .await,
-        )
-        .seq
+        changed(&self.change(id, Change::RemoveMember { by, user_id: user }).await).seq
     }
 
     // ---- reading ----
 
     pub async fn see(&self, user: UserId, id: ConversationId) -> Conversation {
-        self.store
-            .conversation(user, id)
-            .await
-            .unwrap()
-            .expect("a member sees the conversation")
+        self.store.conversation(user, id).await.unwrap().expect("a member sees the conversation")
     }
 
     /// The newest page, newest first.
     pub async fn history(&self, user: UserId, id: ConversationId) -> Vec<Message> {
-        let page = HistoryPage {
-            before: None,
-            limit: 200,
-        };
+        let page = HistoryPage { before: None, limit: 200 };
         match self.store.history(user, id, page).await.unwrap() {
             History::Page { messages, .. } => messages,
             other => panic!("a member reads the history, not {other:?}"),
@@ -331,10 +281,7 @@ pub fn users<const N: usize>() -> [UserId; N] {
 }
 
 pub fn lease() -> OutboxLease {
-    OutboxLease {
-        id: OutboxId::random(),
-        lease: NO_LEASE,
-    }
+    OutboxLease { id: OutboxId::random(), lease: NO_LEASE }
 }
 
 pub fn message(conversation_id: ConversationId, sender_id: UserId, text: &str) -> NewMessage {
@@ -353,21 +300,11 @@ pub fn message(conversation_id: ConversationId, sender_id: UserId, text: &str) -
 }
 
 pub fn create_group(created_by: UserId, members: &[UserId]) -> Change {
-    Change::Create {
-        kind: Kind::Group,
-        title: None,
-        created_by,
-        members: members.to_vec(),
-    }
+    Change::Create { kind: Kind::Group, title: None, created_by, members: members.to_vec() }
 }
 
 pub fn create_direct(created_by: UserId, other: UserId) -> Change {
-    Change::Create {
-        kind: Kind::Direct,
-        title: None,
-        created_by,
-        members: vec![other],
-    }
+    Change::Create { kind: Kind::Direct, title: None, created_by, members: vec![other] }
 }
 
 /// How often a lane of the cases tries again when other transactions are in its way.
@@ -414,18 +351,9 @@ pub fn changed(outcome: &ChangeOutcome) -> Changed {
 }
 
 pub fn by_device(id: ConversationId, user: UserId, lo: Seq, hi: Seq) -> Run {
-    Run {
-        conversation_id: id,
-        user_id: user,
-        lo,
-        hi,
-        proof: Proof::Device,
-    }
+    Run { conversation_id: id, user_id: user, lo, hi, proof: Proof::Device }
 }
 
 pub fn by_offline(id: ConversationId, user: UserId, lo: Seq, hi: Seq) -> Run {
-    Run {
-        proof: Proof::Offline,
-        ..by_device(id, user, lo, hi)
-    }
+    Run { proof: Proof::Offline, ..by_device(id, user, lo, hi) }
 }

@@ -59,21 +59,13 @@ pub async fn seqs_are_gap_free_however_many_write(f: Arc<Fixture>) {
     let total = writers.len() * BATCHES * BATCH;
     for (w, writer) in writers.into_iter().enumerate() {
         let conversation = |b: usize, i: usize| conversations[(w + 3 * b + 7 * i) % 10];
-        let batch = |b| {
-            (0..BATCH)
-                .map(|i| message(conversation(b, i), ann, "x"))
-                .collect()
-        };
+        let batch = |b| (0..BATCH).map(|i| message(conversation(b, i), ann, "x")).collect();
         writing.spawn(send_all(writer, (0..BATCHES).map(batch).collect()));
     }
     let places = writing.join_all().await.concat();
     assert_eq!(places.len(), total);
     for (id, seqs) in by_conversation(places) {
-        assert_eq!(
-            seqs,
-            (2..2 + seqs.len() as Seq).collect::<Vec<_>>(),
-            "of {id}"
-        );
+        assert_eq!(seqs, (2..2 + seqs.len() as Seq).collect::<Vec<_>>(), "of {id}");
         assert_eq!(f.see(ann, id).await.last_seq, seqs.len() as Seq + 1);
     }
 }
@@ -85,10 +77,7 @@ pub async fn a_direct_conversation_exists_once_per_pair(f: Arc<Fixture>) {
         let (by, other) = if i % 2 == 0 { (ann, ben) } else { (ben, ann) };
         creating.spawn(async move {
             let id = ConversationId::random();
-            (
-                id,
-                change_by(&mut writer, id, &create_direct(by, other), MAX_GROUP).await,
-            )
+            (id, change_by(&mut writer, id, &create_direct(by, other), MAX_GROUP).await)
         });
     }
     let outcomes = creating.join_all().await;
@@ -102,18 +91,12 @@ pub async fn a_direct_conversation_exists_once_per_pair(f: Arc<Fixture>) {
             _ => None,
         })
         .collect();
-    let [made] = made[..] else {
-        panic!("one of them made it, not {made:?}")
-    };
+    let [made] = made[..] else { panic!("one of them made it, not {made:?}") };
     for (id, outcome) in outcomes {
-        assert!(
-            id == made || outcome == ChangeOutcome::Unchanged(made),
-            "{outcome:?}"
-        );
+        assert!(id == made || outcome == ChangeOutcome::Unchanged(made), "{outcome:?}");
     }
     assert_eq!(
-        f.change(ConversationId::random(), create_direct(ben, ann))
-            .await,
+        f.change(ConversationId::random(), create_direct(ben, ann)).await,
         ChangeOutcome::Unchanged(made)
     );
     assert_ne!(f.direct(ann, cat).await, made);
@@ -128,36 +111,19 @@ pub async fn changes_and_messages_share_one_log(f: Arc<Fixture>) {
     let mut changer = writers.pop().expect("each store has a writer");
     let mut writing = JoinSet::new();
     for writer in writers {
-        let batches = (0..30)
-            .map(|_| (0..8).map(|_| message(id, ann, "x")).collect())
-            .collect();
+        let batches = (0..30).map(|_| (0..8).map(|_| message(id, ann, "x")).collect()).collect();
         writing.spawn(send_all(writer, batches));
     }
     writing.spawn(async move {
         let mut places = Vec::new();
         for _ in 0..30 {
-            let add = Change::AddMembers {
-                by: ann,
-                user_ids: vec![ben],
-                with_history: true,
-            };
-            places.push((
-                id,
-                changed(&change_by(&mut changer, id, &add, MAX_GROUP).await).seq,
-            ));
-            let remove = Change::RemoveMember {
-                by: ann,
-                user_id: ben,
-            };
-            places.push((
-                id,
-                changed(&change_by(&mut changer, id, &remove, MAX_GROUP).await).seq,
-            ));
+            let add = Change::AddMembers { by: ann, user_ids: vec![ben], with_history: true };
+            places.push((id, changed(&change_by(&mut changer, id, &add, MAX_GROUP).await).seq));
+            let remove = Change::RemoveMember { by: ann, user_id: ben };
+            places.push((id, changed(&change_by(&mut changer, id, &remove, MAX_GROUP).await).seq));
         }
         places
     });
-    let seqs = by_conversation(writing.join_all().await.concat())
-        .remove(&id)
-        .expect("it was used");
+    let seqs = by_conversation(writing.join_all().await.concat()).remove(&id).expect("it was used");
     assert_eq!(seqs, (2..2 + seqs.len() as Seq).collect::<Vec<_>>());
 }

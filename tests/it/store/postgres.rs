@@ -7,8 +7,10 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use tidings::config::{PostgresConfig, StoreConfig};
 use tidings::ids::{ConversationId, UserId};
+use tidings::store::postgres::Postgres;
 use tidings::store::types::{Change, ChangeOutcome, SendOutcome, Stored};
 use tidings::store::{Store, StoreError};
+use tidings::telemetry::Metrics;
 use tokio::task::JoinHandle;
 
 use super::Fixture;
@@ -40,9 +42,7 @@ on_postgres! {
 }
 
 fn options(f: &Fixture) -> &PgConnectOptions {
-    let StoreConfig::Postgres(config) = &f.config else {
-        panic!("this is a case of Postgres")
-    };
+    let StoreConfig::Postgres(config) = &f.config else { panic!("this is a case of Postgres") };
     &config.options
 }
 
@@ -51,10 +51,7 @@ async fn connection(f: &Fixture) -> PgConnection {
 }
 
 async fn execute(connection: &mut PgConnection, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(connection)
-        .await
-        .expect("it is good");
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.expect("it is good");
 }
 
 /// Waits until as many lanes as `count` wait for a lock in this database.
@@ -72,10 +69,7 @@ async fn lanes_wait(connection: &mut PgConnection, count: i64) {
         if waiting == count {
             return;
         }
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "{waiting} of {count} wait"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "{waiting} of {count} wait");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -85,11 +79,7 @@ fn sending(f: &Arc<Fixture>, id: ConversationId, by: UserId) -> JoinHandle<SendO
     let f = f.clone();
     #[expect(clippy::disallowed_methods, reason = "the case itself waits for it")]
     tokio::spawn(async move {
-        let outcome = f
-            .store
-            .writer()
-            .send(&[message(id, by, "x")], lease())
-            .await;
+        let outcome = f.store.writer().send(&[message(id, by, "x")], lease()).await;
         outcome.expect("the batch commits").remove(0)
     })
 }
@@ -103,11 +93,8 @@ async fn behind_a_change(
     senders: &[UserId],
 ) -> Vec<SendOutcome> {
     let mut holder = connection(f).await;
-    execute(
-        &mut holder,
-        &format!("begin; select from conversations where id = '{id}' for update"),
-    )
-    .await;
+    execute(&mut holder, &format!("begin; select from conversations where id = '{id}' for update"))
+        .await;
     let mut watcher = connection(f).await;
     let changing = {
         let f = f.clone();
@@ -136,16 +123,10 @@ async fn behind_a_change(
 async fn one_removed_while_his_message_waits_for_the_lock_sends_nothing(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
-    let change = Change::RemoveMember {
-        by: ann,
-        user_id: ben,
-    };
+    let change = Change::RemoveMember { by: ann, user_id: ben };
     let outcomes = behind_a_change(&f, id, change, &[ben, ann]).await;
     assert_eq!(outcomes, [SendOutcome::Again, SendOutcome::Again]);
-    assert_eq!(
-        f.send_one(message(id, ben, "x")).await,
-        SendOutcome::NotFound
-    );
+    assert_eq!(f.send_one(message(id, ben, "x")).await, SendOutcome::NotFound);
     // The removal took 2, the refused ones nothing.
     assert_eq!(f.say(id, ann, "x").await, 3);
     assert_eq!(f.count("messages").await, 1);
@@ -154,59 +135,35 @@ async fn one_removed_while_his_message_waits_for_the_lock_sends_nothing(f: Arc<F
 async fn one_muted_while_his_message_waits_for_the_lock_sends_nothing(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
-    let change = Change::SetMember {
-        by: ann,
-        user_id: ben,
-        role: None,
-        can_send_messages: Some(false),
-    };
-    assert_eq!(
-        behind_a_change(&f, id, change, &[ben]).await,
-        [SendOutcome::Again]
-    );
-    assert_eq!(
-        f.send_one(message(id, ben, "x")).await,
-        SendOutcome::Forbidden
-    );
+    let change =
+        Change::SetMember { by: ann, user_id: ben, role: None, can_send_messages: Some(false) };
+    assert_eq!(behind_a_change(&f, id, change, &[ben]).await, [SendOutcome::Again]);
+    assert_eq!(f.send_one(message(id, ben, "x")).await, SendOutcome::Forbidden);
     assert_eq!(f.count("messages").await, 0);
 }
 
 async fn a_message_waiting_behind_a_new_title_is_sent(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
-    let change = Change::SetTitle {
-        by: ann,
-        title: Some("New".into()),
-    };
+    let change = Change::SetTitle { by: ann, title: Some("New".into()) };
     let outcomes = behind_a_change(&f, id, change, &[ben, ann]).await;
-    assert_eq!(
-        outcomes.iter().map(|o| stored(o).seq).collect::<Vec<_>>(),
-        [3, 4]
-    );
+    assert_eq!(outcomes.iter().map(|o| stored(o).seq).collect::<Vec<_>>(), [3, 4]);
 }
 
 async fn every_statement_can_be_prepared(f: Arc<Fixture>) {
-    let Store::Postgres(store) = &f.store else {
-        panic!("this is a case of Postgres")
-    };
+    let StoreConfig::Postgres(config) = &f.config else { panic!("this is a case of Postgres") };
+    let store = Postgres::connect(config).await.unwrap();
     store.check_statements().await.unwrap();
     f.execute("alter table receipts drop column at").await;
     let refused = store.check_statements().await.unwrap_err();
-    assert!(
-        refused.to_string().contains("settle"),
-        "it names the statement: {refused}"
-    );
+    assert!(refused.to_string().contains("settle"), "it names the statement: {refused}");
 }
 
 async fn what_refuses_a_connection_is_told_apart(f: Arc<Fixture>) {
     let connect = async |options: PgConnectOptions| {
         let acquire_timeout = Duration::from_secs(5);
-        let config = PostgresConfig {
-            options,
-            pool_size: 1,
-            acquire_timeout,
-        };
-        match Store::connect(&StoreConfig::Postgres(config)).await {
+        let config = PostgresConfig { options, pool_size: 1, acquire_timeout };
+        match Store::connect(&StoreConfig::Postgres(Box::new(config)), Metrics::new().0).await {
             Ok(_) => panic!("it must not connect"),
             Err(error) => error,
         }
@@ -219,22 +176,9 @@ async fn what_refuses_a_connection_is_told_apart(f: Arc<Fixture>) {
     assert!(matches!(error, StoreError::Login(_)), "{error}");
     assert!(error.to_string().contains("no_such_database"), "{error}");
     // A port that was free a moment ago: nobody listens there.
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let error = connect(good.port(free)).await;
-    assert!(
-        matches!(
-            error,
-            StoreError::Unavailable {
-                maybe_done: false,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, StoreError::Unavailable { maybe_done: false, .. }), "{error}");
     assert!(error.is_transient());
 }
 
@@ -253,20 +197,8 @@ async fn a_lane_goes_on_after_its_connection_was_cut(f: Arc<Fixture>) {
     .await;
     // What the server did with it is open, and the caller is told so.
     let error = say().await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            StoreError::Unavailable {
-                maybe_done: true,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-    assert!(matches!(
-        say().await.unwrap()[0],
-        SendOutcome::Stored(Stored { seq: 3, .. })
-    ));
+    assert!(matches!(error, StoreError::Unavailable { maybe_done: true, .. }), "{error:?}");
+    assert!(matches!(say().await.unwrap()[0], SendOutcome::Stored(Stored { seq: 3, .. })));
     // The pool's connections were cut, too: they fail once each at most.
     let mut failed = 0;
     while f.store.ping().await.is_err() {
@@ -295,8 +227,7 @@ async fn a_laggard_made_while_another_is_settled_stays(f: Arc<Fixture>) {
         let f = f.clone();
         #[expect(clippy::disallowed_methods, reason = "the case itself waits for it")]
         tokio::spawn(async move {
-            f.settle_one(super::fixture::by_device(id, ben, first_seq, first_seq))
-                .await
+            f.settle_one(super::fixture::by_device(id, ben, first_seq, first_seq)).await
         })
     };
     let mut watcher = connection(&f).await;
@@ -312,10 +243,7 @@ async fn a_laggard_made_while_another_is_settled_stays(f: Arc<Fixture>) {
         if waits {
             break;
         }
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the settle never waits"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "the settle never waits");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (second, _) = f.say_in_outbox(id, ann, "y").await;
@@ -338,10 +266,7 @@ async fn a_zero_character_is_refused_and_nothing_breaks(f: Arc<Fixture>) {
     assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
     assert!(!error.is_transient());
     bad.metadata = None;
-    assert_eq!(
-        stored(&writer.send(&[bad], lease()).await.unwrap()[0]).seq,
-        2
-    );
+    assert_eq!(stored(&writer.send(&[bad], lease()).await.unwrap()[0]).seq, 2);
 }
 
 async fn a_newer_schema_suits_this_release(f: Arc<Fixture>) {
@@ -350,9 +275,6 @@ async fn a_newer_schema_suits_this_release(f: Arc<Fixture>) {
          values (9999, 'of the future', true, '', 0)",
     )
     .await;
-    assert_eq!(
-        f.store.schema().await.unwrap(),
-        tidings::store::Schema::Ahead
-    );
+    assert_eq!(f.store.schema().await.unwrap(), tidings::store::Schema::Ahead);
     f.store.migrate().await.unwrap();
 }

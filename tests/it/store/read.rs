@@ -16,12 +16,7 @@ async fn page(
     before: Option<MessageId>,
     limit: u32,
 ) -> (Vec<Seq>, bool, Option<MessageId>) {
-    match f
-        .store
-        .history(user, id, HistoryPage { before, limit })
-        .await
-        .unwrap()
-    {
+    match f.store.history(user, id, HistoryPage { before, limit }).await.unwrap() {
         History::Page { messages, has_more } => {
             let seqs = messages.iter().map(|message| message.seq).collect();
             (seqs, has_more, messages.last().map(|message| message.id))
@@ -64,18 +59,9 @@ pub async fn history_begins_where_the_member_may_look(f: Arc<Fixture>) {
     assert_eq!(page(&f, ben, id, None, 10).await, (vec![], false, None));
     f.say(id, ann, "after").await;
     assert_eq!(page(&f, ben, id, None, 10).await.0, [4]);
-    assert_eq!(
-        f.see(ben, id).await.last_message.expect("he sees it").seq,
-        4
-    );
-    let hidden = HistoryPage {
-        before: Some(before),
-        limit: 10,
-    };
-    assert_eq!(
-        f.store.history(ben, id, hidden).await.unwrap(),
-        History::MessageNotFound
-    );
+    assert_eq!(f.see(ben, id).await.last_message.expect("he sees it").seq, 4);
+    let hidden = HistoryPage { before: Some(before), limit: 10 };
+    assert_eq!(f.store.history(ben, id, hidden).await.unwrap(), History::MessageNotFound);
 }
 
 pub async fn strangers_and_leavers_read_nothing(f: Arc<Fixture>) {
@@ -84,36 +70,18 @@ pub async fn strangers_and_leavers_read_nothing(f: Arc<Fixture>) {
     f.say(id, ann, "hello").await;
     let (elsewhere, _) = f.say_with_id(other, ann, "elsewhere").await;
     f.remove_member(id, ann, ben).await;
-    let newest = HistoryPage {
-        before: None,
-        limit: 10,
-    };
+    let newest = HistoryPage { before: None, limit: 10 };
     for who in [ben, eve] {
         assert_eq!(f.store.conversation(who, id).await.unwrap(), None);
-        assert_eq!(
-            f.store.conversations(who, 10, None).await.unwrap(),
-            (vec![], None)
-        );
+        assert_eq!(f.store.conversations(who, 10, None).await.unwrap(), (vec![], None));
         assert_eq!(f.store.participants(who, id, 10, None).await.unwrap(), None);
-        assert_eq!(
-            f.store.history(who, id, newest).await.unwrap(),
-            History::NotFound
-        );
+        assert_eq!(f.store.history(who, id, newest).await.unwrap(), History::NotFound);
     }
     let nowhere = ConversationId::random();
-    assert_eq!(
-        f.store.history(ann, nowhere, newest).await.unwrap(),
-        History::NotFound
-    );
+    assert_eq!(f.store.history(ann, nowhere, newest).await.unwrap(), History::NotFound);
     assert_eq!(f.store.conversation(ann, nowhere).await.unwrap(), None);
-    let foreign = HistoryPage {
-        before: Some(elsewhere),
-        limit: 10,
-    };
-    assert_eq!(
-        f.store.history(ann, id, foreign).await.unwrap(),
-        History::MessageNotFound
-    );
+    let foreign = HistoryPage { before: Some(elsewhere), limit: 10 };
+    assert_eq!(f.store.history(ann, id, foreign).await.unwrap(), History::MessageNotFound);
 }
 
 pub async fn unread_are_the_undeleted_messages_of_others(f: Arc<Fixture>) {
@@ -151,19 +119,11 @@ pub async fn conversations_are_listed_by_activity(f: Arc<Fixture>) {
     let found: Vec<_> = first.iter().map(|conversation| conversation.id).collect();
     assert_eq!(found, [ids[2], ids[0], direct]);
     assert!(cursor.is_some());
-    assert_eq!(
-        first[0].last_message.as_ref().map(|message| message.seq),
-        Some(2)
-    );
+    assert_eq!(first[0].last_message.as_ref().map(|message| message.seq), Some(2));
     assert!(first[0].me.is_some());
     // In a list only direct ones name their members: it is how they are told apart.
     assert_eq!(first[0].members, None);
-    let pair: Vec<_> = first[2]
-        .members
-        .iter()
-        .flatten()
-        .map(|member| member.user_id)
-        .collect();
+    let pair: Vec<_> = first[2].members.iter().flatten().map(|member| member.user_id).collect();
     assert_eq!(pair, [ann, ben]);
 
     let (rest, cursor) = f.store.conversations(ann, 3, cursor).await.unwrap();
@@ -178,32 +138,15 @@ pub async fn members_are_shown_and_paged(f: Arc<Fixture>) {
     all.sort();
     let (owner, others) = all.split_first().expect("it is not empty");
     let id = f.group(*owner, others).await;
-    let shown = f
-        .see(*owner, id)
-        .await
-        .members
-        .expect("as many as are shown");
-    assert!(
-        shown
-            .iter()
-            .map(|member| member.user_id)
-            .eq(all.iter().copied())
-    );
+    let shown = f.see(*owner, id).await.members.expect("as many as are shown");
+    assert!(shown.iter().map(|member| member.user_id).eq(all.iter().copied()));
     let joiner = user();
     f.add(id, *owner, joiner, true).await;
     assert_eq!(f.see(*owner, id).await.members, None);
 
     let read = async |limit, after| {
-        let members = f
-            .store
-            .participants(joiner, id, limit, after)
-            .await
-            .unwrap();
-        members
-            .expect("a member reads them")
-            .iter()
-            .map(|m| m.user_id)
-            .collect::<Vec<_>>()
+        let members = f.store.participants(joiner, id, limit, after).await.unwrap();
+        members.expect("a member reads them").iter().map(|m| m.user_id).collect::<Vec<_>>()
     };
     all.push(joiner);
     all.sort();
@@ -216,12 +159,7 @@ pub async fn events_show_nobodys_own_state(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
     f.say(id, ann, "hello").await;
-    let shown = f
-        .store
-        .conversation_for_event(id)
-        .await
-        .unwrap()
-        .expect("it exists");
+    let shown = f.store.conversation_for_event(id).await.unwrap().expect("it exists");
     assert_eq!((shown.id, shown.last_seq), (id, 2));
     assert_eq!((shown.me, shown.unread_count), (None, None));
     // Not all who get the event may see it.
@@ -246,34 +184,19 @@ pub async fn members_for_dispatch_include_recent_leavers(f: Arc<Fixture>) {
         left_seq,
         muted_until: None,
     };
-    let expected = [
-        state(ann, 1, None),
-        state(ben, 1, Some(left)),
-        state(cat, joined, None),
-    ];
+    let expected = [state(ann, 1, None), state(ben, 1, Some(left)), state(cat, joined, None)];
     assert_eq!(found.members, expected);
-    assert_eq!(
-        f.store.members(ConversationId::random()).await.unwrap(),
-        None
-    );
+    assert_eq!(f.store.members(ConversationId::random()).await.unwrap(), None);
 }
 
 pub async fn replies_are_counted(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
     let (parent, _) = f.say_with_id(id, ann, "question").await;
-    let reply = |by| NewMessage {
-        parent_message_id: Some(parent),
-        ..message(id, by, "answer")
-    };
+    let reply = |by| NewMessage { parent_message_id: Some(parent), ..message(id, by, "answer") };
     f.send(&[reply(ben), reply(ann), reply(ben)]).await;
     f.delete_messages(4).await;
-    let counts: Vec<_> = f
-        .history(ben, id)
-        .await
-        .iter()
-        .map(|m| (m.seq, m.reply_count))
-        .collect();
+    let counts: Vec<_> = f.history(ben, id).await.iter().map(|m| (m.seq, m.reply_count)).collect();
     assert_eq!(counts, [(5, 0), (4, 0), (3, 0), (2, 2)]);
     assert_eq!(f.store.messages(&[parent]).await.unwrap()[0].reply_count, 2);
 }
@@ -288,21 +211,9 @@ pub async fn acquainted_are_those_in_a_common_conversation(f: Arc<Fixture>) {
         known.sort();
         known
     };
-    assert_eq!(
-        known(ann, &[ann, ben, cat, dan, eve]).await,
-        [ann, ben, cat, dan]
-    );
+    assert_eq!(known(ann, &[ann, ben, cat, dan, eve]).await, [ann, ben, cat, dan]);
     assert_eq!(known(ann, &[eve, cat]).await, [cat]);
-    changed(
-        &f.change(
-            id,
-            Change::RemoveMember {
-                by: cat,
-                user_id: dan,
-            },
-        )
-        .await,
-    );
+    changed(&f.change(id, Change::RemoveMember { by: cat, user_id: dan }).await);
     assert_eq!(known(ann, &[cat, dan]).await, [cat]);
     assert_eq!(known(dan, &[ann, eve]).await, [eve]);
     assert_eq!(known(ann, &[]).await, []);

@@ -17,29 +17,16 @@ fn duplicate(outcome: &SendOutcome) -> &Message {
 }
 
 fn with_client_id(message: NewMessage, id: &str) -> NewMessage {
-    NewMessage {
-        client_message_id: Some(id.into()),
-        ..message
-    }
+    NewMessage { client_message_id: Some(id.into()), ..message }
 }
 
 fn reply(message: NewMessage, parent: MessageId) -> NewMessage {
-    NewMessage {
-        parent_message_id: Some(parent),
-        ..message
-    }
+    NewMessage { parent_message_id: Some(parent), ..message }
 }
 
 fn mentioning(message: NewMessage, whom: &[UserId]) -> NewMessage {
-    let mention = |user_id: &UserId| Mention {
-        user_id: *user_id,
-        offset: 0,
-        length: 1,
-    };
-    NewMessage {
-        mentions: Some(whom.iter().map(mention).collect()),
-        ..message
-    }
+    let mention = |user_id: &UserId| Mention { user_id: *user_id, offset: 0, length: 1 };
+    NewMessage { mentions: Some(whom.iter().map(mention).collect()), ..message }
 }
 
 pub async fn a_batch_is_stored_in_the_order_given(f: Arc<Fixture>) {
@@ -60,17 +47,9 @@ pub async fn a_batch_is_stored_in_the_order_given(f: Arc<Fixture>) {
     let outcomes = f.send(&batch).await;
     let seqs: Vec<_> = outcomes.iter().map(|outcome| stored(outcome).seq).collect();
     assert_eq!(seqs, [2, 2, 3, 4, 3]);
-    assert!(
-        outcomes
-            .iter()
-            .all(|outcome| stored(outcome).members_version == 1)
-    );
+    assert!(outcomes.iter().all(|outcome| stored(outcome).members_version == 1));
 
-    let found = f
-        .store
-        .messages(&[rich.id, message(one, ann, "never sent").id])
-        .await
-        .unwrap();
+    let found = f.store.messages(&[rich.id, message(one, ann, "never sent").id]).await.unwrap();
     assert_eq!(
         found,
         [Message {
@@ -110,10 +89,7 @@ pub async fn a_repeated_message_is_given_again(f: Arc<Fixture>) {
     assert_eq!((given.id, given.seq), (first.id, seq));
     assert_eq!(given.content.as_deref(), Some("hello"));
 
-    let other_body = NewMessage {
-        body_hash: [8; 32],
-        ..again.clone()
-    };
+    let other_body = NewMessage { body_hash: [8; 32], ..again.clone() };
     assert_eq!(f.send_one(other_body).await, SendOutcome::DifferentBody);
 
     // Another's message by the same name is another message.
@@ -122,9 +98,7 @@ pub async fn a_repeated_message_is_given_again(f: Arc<Fixture>) {
 
     // In a batch with new ones, and deleted meanwhile: its place is given, not its words.
     f.delete_messages(seq).await;
-    let outcomes = f
-        .send(&[message(id, ann, "new"), again, message(id, ben, "newer")])
-        .await;
+    let outcomes = f.send(&[message(id, ann, "new"), again, message(id, ben, "newer")]).await;
     assert_eq!((stored(&outcomes[0]).seq, stored(&outcomes[2]).seq), (5, 6));
     let given = duplicate(&outcomes[1]);
     assert_eq!((given.id, &given.content), (first.id, &None));
@@ -140,10 +114,7 @@ pub async fn a_repeated_message_is_given_again_to_one_who_left(f: Arc<Fixture>) 
 
     let again = with_client_id(message(id, ben, "bye"), "x");
     assert_eq!(duplicate(&f.send_one(again.clone()).await).id, first.id);
-    let other_body = NewMessage {
-        body_hash: [8; 32],
-        ..again
-    };
+    let other_body = NewMessage { body_hash: [8; 32], ..again };
     assert_eq!(f.send_one(other_body).await, SendOutcome::DifferentBody);
     let new = with_client_id(message(id, ben, "one more"), "y");
     assert_eq!(f.send_one(new).await, SendOutcome::NotFound);
@@ -152,12 +123,8 @@ pub async fn a_repeated_message_is_given_again_to_one_who_left(f: Arc<Fixture>) 
 pub async fn what_the_sender_may_not_do_is_refused_and_takes_no_seq(f: Arc<Fixture>) {
     let [ann, ben, eve] = users();
     let id = f.group(ann, &[ben]).await;
-    let mute = Change::SetMember {
-        by: ann,
-        user_id: ben,
-        role: None,
-        can_send_messages: Some(false),
-    };
+    let mute =
+        Change::SetMember { by: ann, user_id: ben, role: None, can_send_messages: Some(false) };
     assert_eq!(changed(&f.change(id, mute).await).seq, 2);
     let rows = f.store.outbox_state().await.unwrap().0;
 
@@ -166,11 +133,7 @@ pub async fn what_the_sender_may_not_do_is_refused_and_takes_no_seq(f: Arc<Fixtu
         message(ConversationId::random(), ann, "nowhere"),
         message(id, ben, "muted"),
     ];
-    let expected = [
-        SendOutcome::NotFound,
-        SendOutcome::NotFound,
-        SendOutcome::Forbidden,
-    ];
+    let expected = [SendOutcome::NotFound, SendOutcome::NotFound, SendOutcome::Forbidden];
     assert_eq!(f.send(&refused).await, expected);
     assert_eq!(f.store.outbox_state().await.unwrap().0, rows);
 
@@ -205,21 +168,11 @@ pub async fn a_parent_must_be_seen_by_the_sender(f: Arc<Fixture>) {
         ])
         .await;
     stored(&outcomes[0]);
-    assert!(
-        outcomes[1..]
-            .iter()
-            .all(|outcome| *outcome == SendOutcome::ParentNotFound)
-    );
+    assert!(outcomes[1..].iter().all(|outcome| *outcome == SendOutcome::ParentNotFound));
     f.delete_messages(seq).await;
-    assert_eq!(
-        f.send_one(answer(ben, parent)).await,
-        SendOutcome::ParentDeleted
-    );
+    assert_eq!(f.send_one(answer(ben, parent)).await, SendOutcome::ParentDeleted);
     // One who never could see it is not told that it was there.
-    assert_eq!(
-        f.send_one(answer(cat, parent)).await,
-        SendOutcome::ParentNotFound
-    );
+    assert_eq!(f.send_one(answer(cat, parent)).await, SendOutcome::ParentNotFound);
 }
 
 pub async fn only_members_can_be_mentioned(f: Arc<Fixture>) {
@@ -228,13 +181,7 @@ pub async fn only_members_can_be_mentioned(f: Arc<Fixture>) {
     let naming = |whom: &[UserId]| mentioning(message(id, ann, "@"), whom);
     stored(&f.send_one(naming(&[ben, cat, ann])).await);
     stored(&f.send_one(naming(&[])).await);
-    assert_eq!(
-        f.send_one(naming(&[ben, eve])).await,
-        SendOutcome::MentionNotMember
-    );
+    assert_eq!(f.send_one(naming(&[ben, eve])).await, SendOutcome::MentionNotMember);
     f.remove_member(id, ann, cat).await;
-    assert_eq!(
-        f.send_one(naming(&[cat])).await,
-        SendOutcome::MentionNotMember
-    );
+    assert_eq!(f.send_one(naming(&[cat])).await, SendOutcome::MentionNotMember);
 }

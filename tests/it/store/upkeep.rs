@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidings::ids::{ConversationId, OutboxId};
-use tidings::store::types::{ChangeKind, Laggard, OutboxEntry, OutboxLease, Settled};
+use tidings::protocol::model::ChangeKind;
+use tidings::store::types::{Laggard, OutboxEntry, OutboxLease, Settled};
 use tidings::store::{Schema, Store};
+use tidings::telemetry::Metrics;
 use tokio::task::JoinSet;
 
 use super::Fixture;
@@ -40,19 +42,12 @@ pub async fn an_outbox_row_is_claimed_when_its_lease_runs_out(f: Arc<Fixture>) {
     // It is ours now.
     assert_eq!(f.store.claim_outbox(10, LONG).await.unwrap(), []);
 
-    let held = OutboxLease {
-        id: OutboxId::random(),
-        lease: LONG,
-    };
+    let held = OutboxLease { id: OutboxId::random(), lease: LONG };
     let batch = [message(id, ann, "a"), message(id, ben, "b")];
     for outcome in f.store.writer().send(&batch, held).await.unwrap() {
         stored(&outcome);
     }
-    assert_eq!(
-        f.store.claim_outbox(10, LONG).await.unwrap(),
-        [],
-        "its node still dispatches it"
-    );
+    assert_eq!(f.store.claim_outbox(10, LONG).await.unwrap(), [], "its node still dispatches it");
 
     let mut rows = Vec::new();
     for _ in 0..3 {
@@ -60,11 +55,7 @@ pub async fn an_outbox_row_is_claimed_when_its_lease_runs_out(f: Arc<Fixture>) {
     }
     let first = f.store.claim_outbox(2, LONG).await.unwrap();
     let ids: Vec<_> = first.iter().map(|row| row.id).collect();
-    assert_eq!(
-        ids,
-        [rows[0].0, rows[1].0],
-        "the oldest first, as many as asked for"
-    );
+    assert_eq!(ids, [rows[0].0, rows[1].0], "the oldest first, as many as asked for");
     let entry = first[0].entries[0];
     assert_eq!((entry.conversation_id, entry.seq), (id, rows[0].1));
     assert_eq!(entry.kind, ChangeKind::MessageCreated);
@@ -85,11 +76,7 @@ pub async fn laggards_are_those_behind_and_nobody_else(f: Arc<Fixture>) {
     let id = f.group(ann, &[ben, cat, dan]).await;
     let creation = f.store.claim_outbox(1, LONG).await.unwrap().remove(0);
     f.store.settle_outbox(&[creation.id]).await.unwrap();
-    assert_eq!(
-        f.laggards().await,
-        0,
-        "changes of the conversation make nobody a laggard"
-    );
+    assert_eq!(f.laggards().await, 0, "changes of the conversation make nobody a laggard");
 
     let (outbox, seq) = f.say_in_outbox(id, ann, "x").await;
     f.settle_one(by_device(id, ben, seq, seq)).await;
@@ -101,30 +88,13 @@ pub async fn laggards_are_those_behind_and_nobody_else(f: Arc<Fixture>) {
     assert_eq!(found.len(), 1, "{found:?}");
     let laggard = &found[0];
     assert_eq!((laggard.user_id, laggard.conversation_id), (cat, id));
-    assert_eq!(
-        (laggard.settled_seq, laggard.last_seq, laggard.behind),
-        (1, seq, 1)
-    );
+    assert_eq!((laggard.settled_seq, laggard.last_seq, laggard.behind), (1, seq, 1));
     assert_eq!((laggard.tries, laggard.muted_until), (0, None));
     assert!(laggard.age < LONG);
 
-    let lacking = f
-        .store
-        .lacking(cat, id, laggard.settled_seq, 10)
-        .await
-        .unwrap();
-    assert_eq!(
-        lacking
-            .iter()
-            .map(|message| message.seq)
-            .collect::<Vec<_>>(),
-        [seq]
-    );
-    assert_eq!(
-        f.store.lacking(ann, id, 1, 10).await.unwrap(),
-        [],
-        "his own he does not lack"
-    );
+    let lacking = f.store.lacking(cat, id, laggard.settled_seq, 10).await.unwrap();
+    assert_eq!(lacking.iter().map(|message| message.seq).collect::<Vec<_>>(), [seq]);
+    assert_eq!(f.store.lacking(ann, id, 1, 10).await.unwrap(), [], "his own he does not lack");
 }
 
 pub async fn a_laggard_is_claimed_once_and_goes_when_settled(f: Arc<Fixture>) {
@@ -150,10 +120,7 @@ pub async fn a_laggard_is_claimed_once_and_goes_when_settled(f: Arc<Fixture>) {
     }
     let claimed = claiming.join_all().await.concat();
     assert_eq!(claimed.len(), 20);
-    assert_eq!(
-        claimed.iter().collect::<BTreeSet<_>>(),
-        others.iter().collect()
-    );
+    assert_eq!(claimed.iter().collect::<BTreeSet<_>>(), others.iter().collect());
 
     // Part of the way is not all of it.
     assert!(matches!(
@@ -161,10 +128,7 @@ pub async fn a_laggard_is_claimed_once_and_goes_when_settled(f: Arc<Fixture>) {
         Settled::Moved { .. }
     ));
     assert_eq!(f.laggards().await, 20);
-    let runs: Vec<_> = others
-        .iter()
-        .map(|user| by_offline(id, *user, first, last))
-        .collect();
+    let runs: Vec<_> = others.iter().map(|user| by_offline(id, *user, first, last)).collect();
     f.settle(&runs).await;
     assert_eq!(f.laggards().await, 0);
 }
@@ -174,28 +138,13 @@ pub async fn laggards_wait_and_are_hastened(f: Arc<Fixture>) {
     let id = f.group(ann, &[ben, cat]).await;
     let seq = say_to_nobody(&f, id, ann).await;
     assert_eq!(claim(&f).await.len(), 2);
-    f.store
-        .postpone_laggards(&[(ben, id, LONG), (cat, id, Duration::ZERO)])
-        .await
-        .unwrap();
+    f.store.postpone_laggards(&[(ben, id, LONG), (cat, id, Duration::ZERO)]).await.unwrap();
     let found = claim(&f).await;
-    assert_eq!(
-        found
-            .iter()
-            .map(|l| (l.user_id, l.tries))
-            .collect::<Vec<_>>(),
-        [(cat, 1)]
-    );
+    assert_eq!(found.iter().map(|l| (l.user_id, l.tries)).collect::<Vec<_>>(), [(cat, 1)]);
 
     f.store.hasten_laggards(&[ben, user()]).await.unwrap();
     let found = claim(&f).await;
-    assert_eq!(
-        found
-            .iter()
-            .map(|l| (l.user_id, l.tries))
-            .collect::<Vec<_>>(),
-        [(ben, 1)]
-    );
+    assert_eq!(found.iter().map(|l| (l.user_id, l.tries)).collect::<Vec<_>>(), [(ben, 1)]);
     assert_eq!(found[0].last_seq, seq);
     let (count, overdue) = f.store.laggards_state().await.unwrap();
     assert_eq!(count, 2);
@@ -213,10 +162,7 @@ pub async fn one_who_lacks_nothing_any_more_is_no_laggard(f: Arc<Fixture>) {
     f.delete_messages(deleted).await;
     let found = claim(&f).await;
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!(
-        (found[0].user_id, found[0].last_seq, found[0].behind),
-        (ben, kept, 1)
-    );
+    assert_eq!((found[0].user_id, found[0].last_seq, found[0].behind), (ben, kept, 1));
     f.settle_one(by_device(id, ben, kept, kept)).await;
     assert_eq!(f.laggards().await, 0);
 
@@ -232,14 +178,10 @@ pub async fn a_long_monologue_makes_no_laggard_of_its_author(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
     for _ in 0..4 {
-        let outbox = OutboxLease {
-            id: OutboxId::random(),
-            lease: Duration::ZERO,
-        };
+        let outbox = OutboxLease { id: OutboxId::random(), lease: Duration::ZERO };
         let batch: Vec<_> = (0..200).map(|_| message(id, ann, "x")).collect();
         f.store.writer().send(&batch, outbox).await.unwrap();
-        f.settle_one(by_device(id, ben, 2, f.see(ben, id).await.last_seq))
-            .await;
+        f.settle_one(by_device(id, ben, 2, f.see(ben, id).await.last_seq)).await;
         f.store.settle_outbox(&[outbox.id]).await.unwrap();
     }
     assert_eq!(f.laggards().await, 0);
@@ -247,16 +189,9 @@ pub async fn a_long_monologue_makes_no_laggard_of_its_author(f: Arc<Fixture>) {
     let last = say_to_nobody(&f, id, ben).await;
     let found = claim(&f).await;
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!(
-        (found[0].user_id, found[0].last_seq, found[0].behind),
-        (ann, last, 1)
-    );
+    assert_eq!((found[0].user_id, found[0].last_seq, found[0].behind), (ann, last, 1));
     // Her own messages moved the line, so that no look is long.
-    assert!(
-        found[0].settled_seq > last - 200,
-        "{}",
-        found[0].settled_seq
-    );
+    assert!(found[0].settled_seq > last - 200, "{}", found[0].settled_seq);
 }
 
 pub async fn the_tables_are_laid_once_however_many_try(f: Arc<Fixture>) {
@@ -266,7 +201,7 @@ pub async fn the_tables_are_laid_once_however_many_try(f: Arc<Fixture>) {
     );
     let mut laying = JoinSet::new();
     for _ in 0..4 {
-        let store = Store::connect(&empty.config).await.unwrap();
+        let store = Store::connect(&empty.config, Metrics::new().0).await.unwrap();
         laying.spawn(async move {
             store.migrate().await.unwrap();
             store.close().await;
@@ -280,11 +215,8 @@ pub async fn the_tables_are_laid_once_however_many_try(f: Arc<Fixture>) {
 
 pub async fn one_process_holds_the_single_node_lock(f: Arc<Fixture>) {
     assert!(f.store.lock_single_node().await.unwrap());
-    assert!(
-        f.store.lock_single_node().await.unwrap(),
-        "it is ours already"
-    );
-    let second = Store::connect(&f.config).await.unwrap();
+    assert!(f.store.lock_single_node().await.unwrap(), "it is ours already");
+    let second = Store::connect(&f.config, Metrics::new().0).await.unwrap();
     assert!(!second.lock_single_node().await.unwrap());
     f.store.close().await;
     // The database frees it when it sees the end of the session that held it.
@@ -298,7 +230,7 @@ pub async fn one_process_holds_the_single_node_lock(f: Arc<Fixture>) {
 
 pub async fn the_epoch_stays(f: Arc<Fixture>) {
     let epoch = f.store.epoch().await.unwrap();
-    let second = Store::connect(&f.config).await.unwrap();
+    let second = Store::connect(&f.config, Metrics::new().0).await.unwrap();
     assert_eq!(second.epoch().await.unwrap(), epoch);
     second.ping().await.unwrap();
     let (in_use, idle) = second.pool_use();

@@ -118,9 +118,7 @@ impl Run {
     }
 
     fn plan(&self) -> &Plan {
-        self.plan
-            .get()
-            .expect("the plan is made before anyone is told to go")
+        self.plan.get().expect("the plan is made before anyone is told to go")
     }
 
     /// Whether a message that was due then is measured.
@@ -131,14 +129,8 @@ impl Run {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<bool> {
-    ensure!(
-        args.pairs > 0 && args.in_flight > 0,
-        "--pairs and --in-flight must not be 0"
-    );
-    ensure!(
-        args.rate.is_none_or(|rate| rate > 0.0 && rate < 1e6),
-        "--rate is out of range"
-    );
+    ensure!(args.pairs > 0 && args.in_flight > 0, "--pairs and --in-flight must not be 0");
+    ensure!(args.rate.is_none_or(|rate| rate > 0.0 && rate < 1e6), "--rate is out of range");
     let mut progress = Progress::new();
     let watch = Watch::new(args.common.pids.clone())?;
     watch.check_room(args.pairs * 2 + PREPARERS)?;
@@ -166,12 +158,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let start = Instant::now() + TICK;
     let measure = start + Duration::from_secs(run.args.warmup);
     let end = measure + Duration::from_secs(run.args.seconds);
-    let plan = Plan {
-        start,
-        measure,
-        end,
-        settled: end + run.args.settle,
-    };
+    let plan = Plan { start, measure, end, settled: end + run.args.settle };
     let _: Result<(), Plan> = run.plan.set(plan);
     run.go.send_replace(true);
 
@@ -189,12 +176,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
 
     let figures = figures(&run, &logs, Cost::between(&before, &after), seconds, ends);
     let faults = faults(&run.args, &figures);
-    let report = Report {
-        mode: "chat",
-        passed: faults.is_empty(),
-        faults,
-        figures,
-    };
+    let report = Report { mode: "chat", passed: faults.is_empty(), faults, figures };
     report.publish(&table(&report.figures), run.args.common.json.as_deref())
 }
 
@@ -203,10 +185,7 @@ async fn follow(run: &Run, until: Instant, progress: &mut Progress) {
         sleep_until(until.min(Instant::now() + TICK)).await;
         progress.tell(|| {
             let (sent, acked) = (run.sent.load(Relaxed), run.acked.load(Relaxed));
-            format!(
-                "{sent} sent, {acked} acknowledged, {} delivered",
-                run.delivered.load(Relaxed)
-            )
+            format!("{sent} sent, {acked} acknowledged, {} delivered", run.delivered.load(Relaxed))
         });
     }
 }
@@ -246,13 +225,7 @@ async fn prepare(
     drop(prepared);
     let mut logs = Vec::new();
     // At once, so that the first sockets answer pings while the last are being opened.
-    while let Some(Pair {
-        index,
-        conversation,
-        sender,
-        receiver,
-    }) = pairs.recv().await
-    {
+    while let Some(Pair { index, conversation, sender, receiver }) = pairs.recv().await {
         let log = Log::default();
         let sending = Sender {
             run: run.clone(),
@@ -278,15 +251,9 @@ async fn pair(args: &Args, rest: &mut Rest, index: usize) -> anyhow::Result<Pair
     let receiver_url = args.receiver_url.as_ref().unwrap_or(&args.url);
     let (from, to) = (Uuid::new_v4(), Uuid::new_v4());
     let conversation = rest.create_direct(from, to).await?.id;
-    let from = Identity {
-        user: from,
-        device: "load-sender",
-    };
+    let from = Identity { user: from, device: "load-sender" };
     let sender = Client::open(&args.url, args.url.source(index), from, true).await;
-    let to = Identity {
-        user: to,
-        device: "load-receiver",
-    };
+    let to = Identity { user: to, device: "load-receiver" };
     let source = receiver_url.source(args.pairs + index);
     let receiver = Client::open(receiver_url, source, to, true).await;
     Ok(Pair {
@@ -367,11 +334,7 @@ impl Sender {
                     plan.start + Duration::from_secs_f64(place / rate)
                 }
             };
-            let most = self
-                .run
-                .args
-                .rate
-                .map_or(self.run.args.in_flight, |_| MAX_UNANSWERED);
+            let most = self.run.args.rate.map_or(self.run.args.in_flight, |_| MAX_UNANSWERED);
             if due >= plan.end || self.unanswered >= most {
                 return None;
             }
@@ -382,11 +345,7 @@ impl Sender {
                 self.run.sent.fetch_sub(1, Relaxed);
                 return None;
             }
-            let entry = Entry {
-                due: due - plan.start,
-                acked: false,
-                delivered: 0,
-            };
+            let entry = Entry { due: due - plan.start, acked: false, delivered: 0 };
             self.log.lock().expect("no holder panics").push(entry);
             self.unanswered += 1;
             wire::send_message(&mut self.command, self.conversation, number);
@@ -402,9 +361,7 @@ impl Sender {
             "ok" => self.on_ok(&frame),
             "error" => {
                 let problem = frame.payload::<wire::Problem>();
-                let code = problem
-                    .as_ref()
-                    .map_or("error without code", |p| p.code.as_str());
+                let code = problem.as_ref().map_or("error without code", |p| p.code.as_str());
                 count(&mut self.run.stats().errors, code);
                 if frame.number().is_some() {
                     self.unanswered = self.unanswered.saturating_sub(1);
@@ -472,9 +429,7 @@ fn on_event(run: &Run, log: &Log, text: &[u8]) {
         run.delivered.fetch_add(1, Relaxed);
         stats.last = Some(Instant::now());
         if run.in_window(entry.due) {
-            stats
-                .delivery
-                .record(run.plan().start.elapsed().saturating_sub(entry.due));
+            stats.delivery.record(run.plan().start.elapsed().saturating_sub(entry.due));
         }
     }
 }
@@ -529,9 +484,7 @@ fn figures(
     let measured = run.acked_in_window.load(Relaxed);
     let (sent, acked) = (run.sent.load(Relaxed), run.acked.load(Relaxed));
     let refused: u64 = stats.errors.values().sum();
-    let complete = stats
-        .last
-        .map(|last| last.saturating_duration_since(run.plan().end));
+    let complete = stats.last.map(|last| last.saturating_duration_since(run.plan().end));
     let url = |target: &Target| format!("http://{}", target.host);
     Figures {
         url: url(&run.args.url),
@@ -562,22 +515,13 @@ fn figures(
 fn faults(args: &Args, figures: &Figures) -> Vec<String> {
     let mut faults = Vec::new();
     if figures.missing > 0 {
-        faults.push(format!(
-            "{} acknowledged messages were not delivered",
-            figures.missing
-        ));
+        faults.push(format!("{} acknowledged messages were not delivered", figures.missing));
     }
     if figures.doubled > 0 {
-        faults.push(format!(
-            "{} messages were delivered more than once",
-            figures.doubled
-        ));
+        faults.push(format!("{} messages were delivered more than once", figures.doubled));
     }
     if figures.unanswered > 0 {
-        faults.push(format!(
-            "{} messages were never answered",
-            figures.unanswered
-        ));
+        faults.push(format!("{} messages were never answered", figures.unanswered));
     }
     if figures.acked == 0 {
         faults.push("nothing was acknowledged".to_owned());
@@ -585,24 +529,16 @@ fn faults(args: &Args, figures: &Figures) -> Vec<String> {
     if !figures.ends.is_empty() {
         faults.push(format!("sockets ended: {:?}", figures.ends));
     }
-    if let Some(min) = args
-        .min_rate
-        .filter(|min| figures.durable_per_second < *min)
-    {
+    if let Some(min) = args.min_rate.filter(|min| figures.durable_per_second < *min) {
         let rate = figures.durable_per_second;
-        faults.push(format!(
-            "{rate} durable messages a second, at least {min} wanted"
-        ));
+        faults.push(format!("{rate} durable messages a second, at least {min} wanted"));
     }
     faults
 }
 
 fn table(figures: &Figures) -> Table {
     let mut table = Table::default();
-    let to = figures
-        .receiver_url
-        .as_ref()
-        .map_or(String::new(), |url| format!(" to {url}"));
+    let to = figures.receiver_url.as_ref().map_or(String::new(), |url| format!(" to {url}"));
     table.row("target", format!("{}{to}", figures.url));
     let load = match (figures.rate, figures.in_flight) {
         (Some(rate), _) => format!("{rate} messages a second on schedule"),
@@ -617,23 +553,9 @@ fn table(figures: &Figures) -> Table {
     table.row("send to delivery", figures.delivery.to_string());
     table.cost(&figures.cost);
     table.by_process("  µs of CPU per message", &figures.us_per_message);
-    table.row(
-        "  µs of softirq per message",
-        figures.softirq_us_per_message.to_string(),
-    );
-    let Figures {
-        sent,
-        acked,
-        delivered,
-        missing,
-        doubled,
-        unanswered,
-        ..
-    } = figures;
-    table.row(
-        "whole run",
-        format!("{sent} sent, {acked} acknowledged, {delivered} delivered"),
-    );
+    table.row("  µs of softirq per message", figures.softirq_us_per_message.to_string());
+    let Figures { sent, acked, delivered, missing, doubled, unanswered, .. } = figures;
+    table.row("whole run", format!("{sent} sent, {acked} acknowledged, {delivered} delivered"));
     table.row(
         "  of these",
         format!(

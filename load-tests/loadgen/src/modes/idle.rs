@@ -143,12 +143,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let open = watch.sample()?;
 
     let hold = Instant::now();
-    hold_until(
-        hold + run.args.hold,
-        || format!("{opened} sockets held"),
-        &mut progress,
-    )
-    .await;
+    hold_until(hold + run.args.hold, || format!("{opened} sockets held"), &mut progress).await;
     let held = watch.sample()?;
     let hold_seconds = hold.elapsed().as_secs_f64();
 
@@ -180,11 +175,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
         rss_open: rss(&open),
         rss_held: rss(&held),
         bytes_per_socket: growth(&before, &held, sockets),
-        fds_held: held
-            .usage
-            .iter()
-            .map(|(name, usage)| (name.clone(), usage.fds))
-            .collect(),
+        fds_held: held.usage.iter().map(|(name, usage)| (name.clone(), usage.fds)).collect(),
         hold_seconds: round(hold_seconds, 2),
         hold_us_per_socket_second: hold_cost.us_per(sockets * hold_seconds),
         hold_cost,
@@ -193,12 +184,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
         ends,
     };
     let faults = faults(&run.args, &figures);
-    let report = Report {
-        mode: "idle",
-        passed: faults.is_empty(),
-        faults,
-        figures,
-    };
+    let report = Report { mode: "idle", passed: faults.is_empty(), faults, figures };
     report.publish(&table(&report.figures), run.args.common.json.as_deref())
 }
 
@@ -208,19 +194,12 @@ async fn open_all(run: &Arc<Run>, tasks: &mut JoinSet<()>, progress: &mut Progre
     let started = Instant::now();
     let told = || {
         let (opened, failed) = (run.opened.load(Relaxed), run.failed.load(Relaxed));
-        format!(
-            "{opened} of {} sockets open, {failed} failed",
-            run.args.sockets
-        )
+        format!("{opened} of {} sockets open, {failed} failed", run.args.sockets)
     };
     for index in 0..run.args.sockets {
         // The timer's steps of 1 ms make small bursts of it at high rates.
         sleep_until(started + pause(run, index)).await;
-        let permit = permits
-            .clone()
-            .acquire_owned()
-            .await
-            .expect("it is never closed");
+        let permit = permits.clone().acquire_owned().await.expect("it is never closed");
         tasks.spawn(socket(run.clone(), index, permit));
         progress.tell(told);
     }
@@ -282,10 +261,7 @@ async fn socket(run: Arc<Run>, index: usize, permit: OwnedSemaphorePermit) {
 async fn open(run: Arc<Run>, index: usize) -> anyhow::Result<Client> {
     let target = &run.args.url;
     let device = format!("load-{index}");
-    let identity = Identity {
-        user: Uuid::new_v4(),
-        device: &device,
-    };
+    let identity = Identity { user: Uuid::new_v4(), device: &device };
     Client::open(target, target.source(index), identity, !run.args.classic).await
 }
 
@@ -324,24 +300,14 @@ async fn talk(
     let opened = run.opened.load(Relaxed);
     run.phase.send_replace(Phase::Talk);
     let deadline = Instant::now() + pause(run, run.args.sockets) + CONNECT_TIMEOUT;
-    let told = || {
-        format!(
-            "{} of {opened} commands answered",
-            run.answered.load(Relaxed)
-        )
-    };
+    let told = || format!("{} of {opened} commands answered", run.answered.load(Relaxed));
     while run.answered.load(Relaxed) < opened && Instant::now() < deadline {
         sleep(TICK).await;
         progress.tell(told);
     }
     let sent = watch.sample()?;
     let rest = Instant::now();
-    hold_until(
-        rest + run.args.rest,
-        || "resting after the traffic".to_owned(),
-        progress,
-    )
-    .await;
+    hold_until(rest + run.args.rest, || "resting after the traffic".to_owned(), progress).await;
     let rested = watch.sample()?;
     let cost = Cost::between(held, &sent);
     let answered = run.answered.load(Relaxed);
@@ -358,9 +324,7 @@ async fn talk(
 
 fn rss(sample: &Sample) -> BTreeMap<String, u64> {
     let memory = sample.usage.iter();
-    memory
-        .map(|(name, usage)| (name.clone(), usage.memory.rss_bytes))
-        .collect()
+    memory.map(|(name, usage)| (name.clone(), usage.memory.rss_bytes)).collect()
 }
 
 fn growth(before: &Sample, after: &Sample, sockets: f64) -> BTreeMap<String, f64> {
@@ -375,23 +339,13 @@ fn growth(before: &Sample, after: &Sample, sockets: f64) -> BTreeMap<String, f64
 fn faults(args: &Args, figures: &Figures) -> Vec<String> {
     let mut faults = Vec::new();
     if figures.opened < figures.sockets {
-        faults.push(format!(
-            "{} of {} sockets opened",
-            figures.opened, figures.sockets
-        ));
+        faults.push(format!("{} of {} sockets opened", figures.opened, figures.sockets));
     }
     if !figures.ends.is_empty() {
         faults.push(format!("sockets ended: {:?}", figures.ends));
     }
-    if let Some(after) = figures
-        .after_traffic
-        .as_ref()
-        .filter(|a| a.answered < figures.opened)
-    {
-        faults.push(format!(
-            "{} of {} commands answered",
-            after.answered, figures.opened
-        ));
+    if let Some(after) = figures.after_traffic.as_ref().filter(|a| a.answered < figures.opened) {
+        faults.push(format!("{} of {} commands answered", after.answered, figures.opened));
     }
     if let Some(max) = args.max_bytes_per_socket {
         match figures.bytes_per_socket.get("node") {
@@ -413,10 +367,7 @@ fn table(figures: &Figures) -> Table {
     };
     let mut table = Table::default();
     table.row("target", &figures.url);
-    table.row(
-        "sockets",
-        format!("{} of {}", figures.opened, figures.sockets),
-    );
+    table.row("sockets", format!("{} of {}", figures.opened, figures.sockets));
     table.counts("ended or failed", &figures.ends);
     table.row("connect", format!("{} s", figures.connect_seconds));
     table.cost(&figures.connect_cost);
@@ -427,21 +378,10 @@ fn table(figures: &Figures) -> Table {
     table.by_process("  bytes per socket", &figures.bytes_per_socket);
     table.row("hold", format!("{} s", figures.hold_seconds));
     table.cost(&figures.hold_cost);
-    table.by_process(
-        "  µs of CPU per socket and second",
-        &figures.hold_us_per_socket_second,
-    );
+    table.by_process("  µs of CPU per socket and second", &figures.hold_us_per_socket_second);
     if let Some(after) = &figures.after_traffic {
-        let AfterTraffic {
-            command_bytes,
-            answered,
-            rest_seconds,
-            ..
-        } = after;
-        table.row(
-            "after traffic",
-            format!("{answered} commands of {command_bytes} bytes"),
-        );
+        let AfterTraffic { command_bytes, answered, rest_seconds, .. } = after;
+        table.row("after traffic", format!("{answered} commands of {command_bytes} bytes"));
         table.cost(&after.cost);
         table.by_process("  µs of CPU per command", &after.us_per_command);
         table.row(format!("  memory {rest_seconds} s later"), mib(&after.rss));

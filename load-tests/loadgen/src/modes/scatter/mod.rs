@@ -115,11 +115,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let users: Vec<Uuid> = (0..args.senders).map(|_| Uuid::new_v4()).collect();
     let groups = create(&args, &users).await?;
     let run = Arc::new(Run {
-        by_id: groups
-            .iter()
-            .enumerate()
-            .map(|(at, group)| (group.id, at))
-            .collect(),
+        by_id: groups.iter().enumerate().map(|(at, group)| (group.id, at)).collect(),
         groups,
         next: AtomicUsize::new(0),
         acked: AtomicUsize::new(0),
@@ -153,10 +149,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     run.stage.send_replace(Stage::Send);
     let told = || {
         let (acked, received) = (run.acked.load(Relaxed), run.received.load(Relaxed));
-        format!(
-            "{acked} of {} acknowledged, {received} received",
-            run.args.messages
-        )
+        format!("{acked} of {} acknowledged, {received} received", run.args.messages)
     };
     while run.acked.load(Relaxed) < run.args.messages && started.elapsed() < run.args.deadline {
         sleep_until(Instant::now() + TICK).await;
@@ -176,21 +169,9 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
 }
 
 fn check(args: &Args) -> anyhow::Result<()> {
-    let Args {
-        senders,
-        conversations,
-        members,
-        messages,
-        ..
-    } = *args;
-    ensure!(
-        members >= 2 && messages > 0,
-        "at least 2 members and 1 message are needed"
-    );
-    ensure!(
-        members <= senders,
-        "--members is at most --senders, of whom the members are"
-    );
+    let Args { senders, conversations, members, messages, .. } = *args;
+    ensure!(members >= 2 && messages > 0, "at least 2 members and 1 message are needed");
+    ensure!(members <= senders, "--members is at most --senders, of whom the members are");
     ensure!(
         conversations.saturating_mul(members) >= senders,
         "{conversations} conversations of {members} have no place for {senders} senders"
@@ -212,20 +193,12 @@ async fn create(args: &Args, users: &[Uuid]) -> anyhow::Result<Vec<Group>> {
     let mut groups = Vec::new();
     for at in 0..args.conversations {
         let first = at * users.len() / args.conversations;
-        let members: Vec<usize> = (0..args.members)
-            .map(|n| (first + n) % users.len())
-            .collect();
+        let members: Vec<usize> = (0..args.members).map(|n| (first + n) % users.len()).collect();
         let others: Vec<Uuid> = members[1..].iter().map(|user| users[*user]).collect();
         let rest = &mut rests[at % args.urls.len()];
         let title = format!("scatter {at}");
-        let created = rest
-            .create_group(users[members[0]], &title, &others)
-            .await?;
-        groups.push(Group {
-            id: created.id,
-            joined_seq: created.last_seq,
-            members,
-        });
+        let created = rest.create_group(users[members[0]], &title, &others).await?;
+        groups.push(Group { id: created.id, joined_seq: created.last_seq, members });
     }
     Ok(groups)
 }
@@ -255,23 +228,14 @@ async fn socket(run: Arc<Run>, index: usize, mut client: Client) {
     let is_member = |at: &usize| run.groups[*at].members.contains(&user);
     let groups = (0..run.groups.len()).filter(is_member).collect();
     let mut stage = run.stage.subscribe();
-    let mut socket = Socket {
-        run: run.clone(),
-        index,
-        groups,
-        pending: Vec::new(),
-        command: String::new(),
-    };
+    let mut socket =
+        Socket { run: run.clone(), index, groups, pending: Vec::new(), command: String::new() };
     let mut sending = false;
     loop {
         if sending {
             socket.fill(&mut client);
         }
-        let again = socket
-            .pending
-            .iter()
-            .filter_map(|pending| pending.again)
-            .min();
+        let again = socket.pending.iter().filter_map(|pending| pending.again).min();
         tokio::select! {
             closed = client.pump(|_, text| socket.on_text(text)) => {
                 if let Some(closed) = closed {
@@ -312,12 +276,7 @@ impl Socket {
             let spread = number.wrapping_mul(0x9e37_79b9) >> 7;
             let group = self.groups[spread % self.groups.len()];
             self.run.stats().sent[number] = Some(now);
-            self.pending.push(Pending {
-                number,
-                group,
-                tries: 1,
-                again: None,
-            });
+            self.pending.push(Pending { number, group, tries: 1, again: None });
             wire::send_message(&mut self.command, self.run.groups[group].id, number);
             client.outbox().text(&self.command);
         }
@@ -349,12 +308,7 @@ impl Socket {
         let message = payload.as_ref().map(|payload| &payload.message);
         let known = message.and_then(|message| {
             let group = *self.run.by_id.get(&message.conversation_id)?;
-            Some(Received {
-                group,
-                seq: message.seq,
-                number: message.number()?,
-                own,
-            })
+            Some(Received { group, seq: message.seq, number: message.number()?, own })
         });
         let mut device = self.run.device(self.index);
         match known {
@@ -366,10 +320,7 @@ impl Socket {
 
     fn take_pending(&mut self, frame: &Frame<'_>) -> Option<Pending> {
         let number = frame.number()?;
-        let at = self
-            .pending
-            .iter()
-            .position(|pending| pending.number == number)?;
+        let at = self.pending.iter().position(|pending| pending.number == number)?;
         Some(self.pending.swap_remove(at))
     }
 
@@ -389,9 +340,7 @@ impl Socket {
 
     fn on_error(&mut self, frame: &Frame<'_>) {
         let problem = frame.payload::<wire::Problem>();
-        let code = problem
-            .as_ref()
-            .map_or("error without code", |problem| problem.code.as_str());
+        let code = problem.as_ref().map_or("error without code", |problem| problem.code.as_str());
         count(&mut self.run.stats().errors, code);
         let Some(mut pending) = self.take_pending(frame) else {
             return;

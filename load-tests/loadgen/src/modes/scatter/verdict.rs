@@ -63,15 +63,10 @@ fn judge(groups: &[Group], devices: &[&Device]) -> Violations {
     for (at, device) in devices.iter().enumerate() {
         let name = || format!("user {} device {}", at / 2, at % 2);
         if device.foreign > 0 {
-            violations.add("foreign", || {
-                format!("{}: {} messages", name(), device.foreign)
-            });
+            violations.add("foreign", || format!("{}: {} messages", name(), device.foreign));
         }
         let mut held: Vec<HashMap<u64, u32>> = vec![HashMap::new(); groups.len()];
-        for Received {
-            group, seq, number, ..
-        } in &device.received
-        {
+        for Received { group, seq, number, .. } in &device.received {
             *held[*group].entry(*seq).or_default() += 1;
             if !groups[*group].members.contains(&(at / 2)) {
                 violations.add("not a member", || format!("{} in group {group}", name()));
@@ -86,13 +81,8 @@ fn judge(groups: &[Group], devices: &[&Device]) -> Violations {
             if !group.members.contains(&(at / 2)) {
                 continue;
             }
-            for seq in truth[index]
-                .keys()
-                .filter(|seq| !held[index].contains_key(seq))
-            {
-                violations.add("missing", || {
-                    format!("{}: group {index}, seq {seq}", name())
-                });
+            for seq in truth[index].keys().filter(|seq| !held[index].contains_key(seq)) {
+                violations.add("missing", || format!("{}: group {index}, seq {seq}", name()));
             }
             for (seq, times) in held[index].iter().filter(|(_, times)| **times > 1) {
                 violations.add("doubled", || {
@@ -117,18 +107,10 @@ fn truth(
     violations: &mut Violations,
 ) -> Vec<HashMap<u64, usize>> {
     let mut truth = vec![HashMap::new(); groups.len()];
-    let own = devices
-        .iter()
-        .flat_map(|device| &device.received)
-        .filter(|message| message.own);
-    for Received {
-        group, seq, number, ..
-    } in own
-    {
+    let own = devices.iter().flat_map(|device| &device.received).filter(|message| message.own);
+    for Received { group, seq, number, .. } in own {
         if truth[*group].insert(*seq, *number).is_some() {
-            violations.add("one seq acknowledged twice", || {
-                format!("group {group}, seq {seq}")
-            });
+            violations.add("one seq acknowledged twice", || format!("group {group}, seq {seq}"));
         }
     }
     truth
@@ -165,21 +147,14 @@ pub fn publish(
     seconds: f64,
     ends: BTreeMap<String, u64>,
 ) -> anyhow::Result<bool> {
-    let devices: Vec<_> = (0..run.devices.len())
-        .map(|index| run.device(index))
-        .collect();
+    let devices: Vec<_> = (0..run.devices.len()).map(|index| run.device(index)).collect();
     let devices: Vec<&Device> = devices.iter().map(|device| &**device).collect();
     let Violations { by_kind, shown } = judge(&run.groups, &devices);
     let stats = run.stats();
     let acked = run.acked.load(std::sync::atomic::Ordering::Relaxed);
     let cost = Cost::between(before, after);
     let figures = Figures {
-        urls: run
-            .args
-            .urls
-            .iter()
-            .map(|url| format!("http://{}", url.host))
-            .collect(),
+        urls: run.args.urls.iter().map(|url| format!("http://{}", url.host)).collect(),
         senders: run.args.senders,
         conversations: run.args.conversations,
         members: run.args.members,
@@ -204,32 +179,17 @@ pub fn publish(
         faults.push(format!("and {hidden} more violations"));
     }
     if acked < run.args.messages {
-        faults.push(format!(
-            "{acked} of {} messages were acknowledged",
-            run.args.messages
-        ));
+        faults.push(format!("{acked} of {} messages were acknowledged", run.args.messages));
     }
     if !figures.ends.is_empty() {
         faults.push(format!("sockets ended: {:?}", figures.ends));
     }
-    let report = Report {
-        mode: "scatter",
-        passed: faults.is_empty(),
-        faults,
-        figures,
-    };
+    let report = Report { mode: "scatter", passed: faults.is_empty(), faults, figures };
     report.publish(&table(&report.figures), run.args.common.json.as_deref())
 }
 
 fn table(figures: &Figures) -> Table {
-    let Figures {
-        senders,
-        conversations,
-        members,
-        acked,
-        messages,
-        ..
-    } = figures;
+    let Figures { senders, conversations, members, acked, messages, .. } = figures;
     let mut table = Table::default();
     table.row("targets", figures.urls.join(", "));
     table.row(
@@ -243,10 +203,7 @@ fn table(figures: &Figures) -> Table {
             figures.seconds, figures.acked_per_second
         ),
     );
-    table.row(
-        "received",
-        format!("{} of {} events", figures.received, figures.expected),
-    );
+    table.row("received", format!("{} of {} events", figures.received, figures.expected));
     table.row("send to ack", figures.ack.to_string());
     table.row("send to delivery", figures.delivery.to_string());
     table.cost(&figures.cost);
@@ -273,12 +230,7 @@ mod tests {
     }
 
     fn message(seq: u64, own: bool) -> Received {
-        Received {
-            group: 0,
-            seq,
-            number: seq as usize + 10,
-            own,
-        }
+        Received { group: 0, seq, number: seq as usize + 10, own }
     }
 
     /// User 0 sent seq 2 and 3, and everything arrived, out of order.
@@ -287,12 +239,8 @@ mod tests {
             received: seqs.iter().map(|seq| message(*seq, own)).collect(),
             foreign: 0,
         };
-        let [a, b, c, d] = [
-            held([2, 3], true),
-            held([2, 3], false),
-            held([3, 2], false),
-            held([2, 3], false),
-        ];
+        let [a, b, c, d] =
+            [held([2, 3], true), held([2, 3], false), held([3, 2], false), held([2, 3], false)];
         vec![a, b, c, d, Device::default(), Device::default()]
     }
 
@@ -322,11 +270,7 @@ mod tests {
 
         let mut echoed = devices();
         echoed[0].received.push(message(3, false));
-        assert_eq!(
-            kinds(&echoed),
-            ["doubled"],
-            "the sending device gets no event"
-        );
+        assert_eq!(kinds(&echoed), ["doubled"], "the sending device gets no event");
 
         let mut other = devices();
         other[1].received[0].number = 99;

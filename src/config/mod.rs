@@ -1,0 +1,269 @@
+//! The only reader of the environment: every setting's name, default and limit.
+//!
+//! No address given means embedded, so that a bare start works: no Postgres is SQLite, no Redis the
+//! in-process bus and presence, no Kafka a file. Read once, by `main`; tests give their own lookup.
+//! The result is plain data whose `Debug` shows no secrets, and is logged once.
+
+mod read;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use redis::IntoConnectionInfo;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::ids::UserId;
+
+pub use values::{ConfigFaults, Fault, IpNet, Setting};
+
+const fn open(name: &'static str) -> Setting {
+    Setting { name, secret: false }
+}
+
+const fn secret(name: &'static str) -> Setting {
+    Setting { name, secret: true }
+}
+
+/// Every setting there is. Reading one that is not here, or none of these, fails the tests, and so
+/// does an `.env.example` that does not list them all.
+pub const SETTINGS: &[Setting] = &[
+    open("SERVER_HOST"),
+    open("SERVER_PORT"),
+    open("ADMIN_ADDR"),
+    open("DATA_DIR"),
+    secret("DATABASE_URL"),
+    open("DB_HOST"),
+    open("DB_PORT"),
+    open("DB_USER"),
+    secret("DB_PASSWORD"),
+    open("DB_NAME"),
+    open("DB_SSLMODE"),
+    open("DB_WRITE_LANES"),
+    open("DB_POOL_SIZE"),
+    open("MIGRATE_ON_START"),
+    secret("REDIS_URL"),
+    open("REDIS_PREFIX"),
+    open("KAFKA_BROKERS"),
+    open("KAFKA_OFFLINE_TOPIC"),
+    open("KAFKA_TOPIC_PARTITIONS"),
+    open("AUTH_MODE"),
+    open("TRUSTED_PROXIES"),
+    open("ALLOWED_ORIGINS"),
+    open("WS_CLIENT_BUFFER_SIZE"),
+    open("WS_CLIENT_BUFFER_BYTES"),
+    open("HEARTBEAT_INTERVAL"),
+    open("HEARTBEAT_TIMEOUT"),
+    open("MAX_CONNECTIONS"),
+    open("MAX_DEVICES_PER_USER"),
+    open("MAX_FRAME_BYTES"),
+    open("MAX_CONTENT_BYTES"),
+    open("MAX_METADATA_BYTES"),
+    open("MAX_GROUP_SIZE"),
+    open("OFFLINE_AFTER"),
+    open("SETTLE_GRACE"),
+    open("NODE_LEASE"),
+    open("DRAIN_GRACE"),
+    open("DRAIN_TIME"),
+    open("LOG_LEVEL"),
+    open("LOG_FORMAT"),
+];
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub http: HttpConfig,
+    /// Holds the SQLite file and `offline.jsonl`; need not exist yet.
+    pub data_dir: PathBuf,
+    pub store: StoreConfig,
+    /// Lanes in which messages are committed; a store may be able to use fewer.
+    pub write_lanes: usize,
+    pub migrate_on_start: bool,
+    pub bus: BusConfig,
+    pub presence: PresenceConfig,
+    pub offline: OfflineConfig,
+    pub auth: AuthConfig,
+    pub ws: WsConfig,
+    pub limits: LimitsConfig,
+    pub delivery: DeliveryConfig,
+    pub drain: DrainConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Port 0 takes a free one.
+    pub addr: SocketAddr,
+    /// Where `/metrics` is; None: on `addr`, in dev mode only.
+    pub admin_addr: Option<SocketAddr>,
+}
+
+/// Where conversations and messages are kept.
+#[derive(Clone, Debug)]
+pub enum StoreConfig {
+    Sqlite(SqliteConfig),
+    Postgres(Box<PostgresConfig>),
+}
+
+#[derive(Clone, Debug)]
+pub struct SqliteConfig {
+    /// The database file; its folder exists.
+    pub path: PathBuf,
+}
+
+#[derive(Clone)]
+pub struct PostgresConfig {
+    /// What the settings leave open comes from the `PG…` variables and `.pgpass`, as with psql.
+    pub options: PgConnectOptions,
+    /// Connections of the pool, apart from one per lane.
+    pub pool_size: u32,
+    /// How long a caller waits for a connection of the pool.
+    pub acquire_timeout: Duration,
+}
+
+impl fmt::Debug for PostgresConfig {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresConfig")
+            .field("host", &self.options.get_host())
+            .field("port", &self.options.get_port())
+            .field("database", &self.options.get_database())
+            .field("pool_size", &self.pool_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How nodes reach each other.
+#[derive(Clone, Debug)]
+pub enum BusConfig {
+    /// There is one node.
+    Local,
+    Redis(RedisConfig),
+}
+
+#[derive(Clone)]
+pub struct RedisConfig {
+    /// `redis://…`; may hold a password.
+    pub url: String,
+    /// Begins the name of every channel and key.
+    pub prefix: String,
+}
+
+impl RedisConfig {
+    const PARTITIONS: u64 = 128;
+
+    /// `<prefix>:{pNN}:<kind>:<user>`. The hash tag keeps all that belongs to a user in one slot,
+    /// and the number of tags small, so that on a Cluster one command subscribes to many channels.
+    pub fn user_key(&self, kind: &str, user: UserId) -> String {
+        let partition = user.hash() % Self::PARTITIONS;
+        format!("{}:{{p{partition:02}}}:{kind}:{user}", self.prefix)
+    }
+
+    /// The address as the client wants it, for small requests that wait for nobody.
+    pub fn connection_info(&self) -> redis::RedisResult<redis::ConnectionInfo> {
+        let info = self.url.as_str().into_connection_info()?;
+        Ok(info.set_tcp_settings(redis::io::tcp::TcpSettings::default().set_nodelay(true)))
+    }
+}
+
+impl fmt::Debug for RedisConfig {
+    /// Without user and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addr = self.url.as_str().into_connection_info().ok().map(|info| info.addr().clone());
+        f.debug_struct("RedisConfig")
+            .field("addr", &addr.map_or_else(|| "***".into(), |addr| addr.to_string()))
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct PresenceConfig {
+    /// None: presence is in this process.
+    pub redis: Option<RedisConfig>,
+    /// How long a node that is silent counts as alive.
+    pub lease: Duration,
+    pub max_devices: usize,
+}
+
+/// Where messages for users without a socket go.
+#[derive(Clone, Debug)]
+pub enum OfflineConfig {
+    File {
+        path: PathBuf,
+    },
+    Kafka {
+        /// `host:port,host:port`
+        brokers: String,
+        topic: String,
+        /// If the topic has to be created.
+        partitions: i32,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct AuthConfig {
+    pub mode: AuthMode,
+    /// In lower case, as browsers send them; empty: the same origin only.
+    pub allowed_origins: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub enum AuthMode {
+    /// Everyone is who he says he is; binds loopback addresses only.
+    Dev,
+    /// `X-User-ID` is believed from these addresses; never empty.
+    Gateway { trusted: Vec<IpNet> },
+}
+
+#[derive(Clone, Debug)]
+pub struct WsConfig {
+    /// Bounds of a session's queue.
+    pub buffer_messages: usize,
+    pub buffer_bytes: usize,
+    /// Silence after which the client is pinged, and how long it may then stay silent.
+    pub heartbeat_interval: Duration,
+    pub heartbeat_timeout: Duration,
+    pub max_connections: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct LimitsConfig {
+    /// Of a frame and of a request's body.
+    pub frame_bytes: usize,
+    pub content_bytes: usize,
+    pub metadata_bytes: usize,
+    pub group_size: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct DeliveryConfig {
+    /// Unproven for so long, a message goes to the offline sink in any case.
+    pub offline_after: Duration,
+    /// How long a dispatched message may stay unproven before its recipient is a laggard.
+    pub settle_grace: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct DrainConfig {
+    /// From "not ready" to the first closed socket.
+    pub grace: Duration,
+    /// Over which the sockets are closed.
+    pub time: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// `info`, or directives such as `info,tidings::offline=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}

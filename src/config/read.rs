@@ -1,0 +1,369 @@
+//! The defaults, the limits, and the rules between settings.
+
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use redis::IntoConnectionInfo;
+use rustix::process::{Resource, getrlimit};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::values::{ConfigFaults, Reader};
+use super::{
+    AuthConfig, AuthMode, BusConfig, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig,
+    LogConfig, LogFormat, OfflineConfig, PostgresConfig, PresenceConfig, RedisConfig, SETTINGS,
+    SqliteConfig, StoreConfig, WsConfig,
+};
+
+/// Nobody but this machine, until someone says otherwise.
+const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// The port of the service whose clients work here unchanged, as are the two buffer sizes below.
+const PORT: u16 = 8083;
+const DB_PORT: u16 = 5432;
+/// Readers beside the lanes; more connections than this only queue inside a small Postgres.
+const POOL_SIZE: u32 = 8;
+/// Long enough for a burst, short enough that the caller still waits for the answer.
+const POOL_WAIT: Duration = Duration::from_secs(5);
+/// More partitions than any number of consumers likely today: a later change would reorder keys.
+const TOPIC_PARTITIONS: i32 = 12;
+const BUFFER_MESSAGES: usize = 256;
+/// A thousand messages of a usual size; the bound of a slow consumer's memory.
+const BUFFER_BYTES: usize = 1 << 20;
+/// Below the 30 s and more after which proxies and phones' networks drop a silent connection.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
+/// More than a phone needs to wake its radio.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+/// File descriptors kept for databases, brokers, files and connections being refused.
+const SPARE_FDS: u64 = 512;
+/// Sockets if the system sets no limit to file descriptors; memory is the limit then.
+const UNLIMITED_CONNECTIONS: u64 = 1_000_000;
+const MAX_DEVICES: usize = 10;
+/// A content, a metadata and a hundred mentions at their limits, escaped.
+const FRAME_BYTES: usize = 64 << 10;
+const CONTENT_BYTES: usize = 16 << 10;
+const METADATA_BYTES: usize = 8 << 10;
+/// A message to a larger group costs so many deliveries that it needs another design.
+const GROUP_SIZE: usize = 1_000;
+/// A phone that changes its network is back within this time and needs no push.
+const OFFLINE_AFTER: Duration = Duration::from_secs(30);
+/// More than a healthy delivery with its proof takes, so that then nobody becomes a laggard.
+const SETTLE_GRACE: Duration = Duration::from_secs(5);
+/// Three heartbeats: one may be lost, and a crash shows soon.
+const NODE_LEASE: Duration = Duration::from_secs(15);
+/// The heartbeat is a third of the lease and needs time for a round trip.
+const MIN_NODE_LEASE: Duration = Duration::from_millis(300);
+/// A cluster's load balancer needs time to see that the node is not ready, and its clients are
+/// spread over time; a single node has nobody to hand them to. (grace, time)
+const CLUSTER_DRAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(25));
+const SINGLE_DRAIN: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(1));
+
+const HOUR: Duration = Duration::from_secs(3_600);
+/// Shorter times than this are within the noise of a busy machine.
+const SHORTEST: Duration = Duration::from_millis(50);
+
+impl Config {
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
+    pub fn from_env() -> Result<Self, ConfigFaults> {
+        // What is not UTF-8 fails as a value, not by silently counting as unset.
+        Self::from_lookup(|name| Some(std::env::var_os(name)?.to_string_lossy().into_owned()))
+    }
+
+    /// Reads all settings, and reports all that is wrong with them at once.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigFaults> {
+        let mut reader = Reader::new(SETTINGS, &lookup);
+        let read = &mut reader;
+        let data_dir = PathBuf::from(read.text("DATA_DIR").unwrap_or_else(|| "./data".into()));
+        let redis = read_redis(read);
+        let store = read_store(read, &data_dir);
+        let sqlite = matches!(store, StoreConfig::Sqlite(_));
+        if sqlite && redis.is_some() {
+            let expected = "a Postgres that all nodes share, because REDIS_URL is set: a SQLite \
+                            file belongs to one node";
+            read.fault("DATABASE_URL", expected);
+        }
+        let limits = read_limits(read);
+        let (drain_grace, drain_time) = if redis.is_some() { CLUSTER_DRAIN } else { SINGLE_DRAIN };
+        let config = Self {
+            write_lanes: read.number("DB_WRITE_LANES", cores().min(64), 1..=64),
+            // Several nodes would wait for each other, and an operator wants to choose the moment.
+            migrate_on_start: read.flag("MIGRATE_ON_START", sqlite),
+            offline: read_offline(read, &data_dir),
+            auth: read_auth(read),
+            http: HttpConfig {
+                addr: SocketAddr::new(
+                    read.parse("SERVER_HOST", parse_host).unwrap_or(HOST),
+                    read.number("SERVER_PORT", PORT, 0..=u16::MAX),
+                ),
+                admin_addr: read.parse("ADMIN_ADDR", parse_addr),
+            },
+            presence: PresenceConfig {
+                redis: redis.clone(),
+                lease: read.duration("NODE_LEASE", NODE_LEASE, MIN_NODE_LEASE..=HOUR),
+                max_devices: read.number("MAX_DEVICES_PER_USER", MAX_DEVICES, 1..=1_000),
+            },
+            bus: redis.map_or(BusConfig::Local, BusConfig::Redis),
+            ws: read_ws(read, &limits),
+            delivery: DeliveryConfig {
+                offline_after: read.duration("OFFLINE_AFTER", OFFLINE_AFTER, SHORTEST..=24 * HOUR),
+                settle_grace: read.duration("SETTLE_GRACE", SETTLE_GRACE, SHORTEST..=HOUR),
+            },
+            drain: DrainConfig {
+                grace: read.duration("DRAIN_GRACE", drain_grace, Duration::ZERO..=HOUR),
+                time: read.duration("DRAIN_TIME", drain_time, Duration::ZERO..=HOUR),
+            },
+            log: read_log(read),
+            data_dir,
+            store,
+            limits,
+        };
+        check_loopback(read, &config);
+        reader.finish(config)
+    }
+}
+
+fn read_store(read: &mut Reader, data_dir: &Path) -> StoreConfig {
+    let by_url = read.parse("DATABASE_URL", parse_database_url);
+    let given_url = read.text("DATABASE_URL").is_some();
+    let host = read.text("DB_HOST");
+    let port = read.number("DB_PORT", DB_PORT, 1..=u16::MAX);
+    let user = read.text("DB_USER");
+    let password = read.text("DB_PASSWORD");
+    let database = read.text("DB_NAME");
+    let ssl_mode = read.parse("DB_SSLMODE", |text| {
+        let expected = "disable, allow, prefer, require, verify-ca or verify-full";
+        text.parse::<PgSslMode>().map_err(|_| expected.into())
+    });
+    let pool_size = read.number("DB_POOL_SIZE", POOL_SIZE, 1..=1_000);
+    if given_url && host.is_some() {
+        read.fault("DB_HOST", "nothing, because DATABASE_URL says where the database is");
+    }
+    if !given_url && host.is_none() && (user.is_some() || password.is_some() || database.is_some())
+    {
+        // Else data that belongs into a Postgres would quietly go to a file.
+        read.fault(
+            "DB_HOST",
+            "the database's host, because DB_USER, DB_PASSWORD or DB_NAME is set",
+        );
+    }
+    let by_parts = host.map(|host| {
+        let options = PgConnectOptions::new_without_pgpass()
+            .port(port)
+            .username(user.as_deref().unwrap_or("postgres"))
+            .database(database.as_deref().unwrap_or("tidings"))
+            .ssl_mode(ssl_mode.unwrap_or(PgSslMode::Prefer));
+        let options = match password {
+            Some(password) => options.password(&password),
+            None => options,
+        };
+        if host.starts_with('/') { options.socket(host) } else { options.host(&host) }
+    });
+    match by_url.or(by_parts) {
+        Some(options) => StoreConfig::Postgres(Box::new(PostgresConfig {
+            options: match options.get_application_name() {
+                Some(_) => options,
+                None => options.application_name("tidings"),
+            },
+            pool_size,
+            acquire_timeout: POOL_WAIT,
+        })),
+        None => StoreConfig::Sqlite(SqliteConfig { path: data_dir.join("tidings.db") }),
+    }
+}
+
+fn parse_database_url(text: &str) -> Result<PgConnectOptions, String> {
+    let expected = || "postgres://user:password@host:port/database".to_owned();
+    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+        return Err(expected());
+    }
+    text.parse().map_err(|_| expected())
+}
+
+fn read_redis(read: &mut Reader) -> Option<RedisConfig> {
+    let url = read.parse("REDIS_URL", |text| {
+        let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+        if matches!(scheme, "rediss" | "redis-cluster" | "redis-sentinel") {
+            return Err(format!("redis://host:port, for {scheme}:// is not in this release"));
+        }
+        let parsed = if scheme == "redis" { text.into_connection_info().ok() } else { None };
+        parsed.map(|_| text.to_owned()).ok_or_else(|| "redis://user:password@host:port/db".into())
+    });
+    let prefix = read.parse("REDIS_PREFIX", |text| {
+        // Braces would make a hash tag of their own, and all keys would land on one shard.
+        let fine =
+            text.len() <= 64 && text.chars().all(|c| c.is_ascii_graphic() && !"{}".contains(c));
+        fine.then(|| text.to_owned())
+            .ok_or_else(|| "at most 64 visible ASCII characters, no braces".into())
+    });
+    url.map(|url| RedisConfig { url, prefix: prefix.unwrap_or_else(|| "tidings".into()) })
+}
+
+fn read_offline(read: &mut Reader, data_dir: &Path) -> OfflineConfig {
+    let brokers = read.list("KAFKA_BROKERS", |item| {
+        let fine = item.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty()
+                && !host.contains('/')
+                && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        fine.then(|| item.to_owned()).ok_or_else(|| "host:port, separated by commas".into())
+    });
+    let topic = read.parse("KAFKA_OFFLINE_TOPIC", |text| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let fine = text.len() <= 249 && text.chars().all(legal) && text != "." && text != "..";
+        fine.then(|| text.to_owned())
+            .ok_or_else(|| "at most 249 letters, digits, dots, underscores and hyphens".into())
+    });
+    let partitions = read.number("KAFKA_TOPIC_PARTITIONS", TOPIC_PARTITIONS, 1..=10_000);
+    if brokers.is_empty() {
+        return OfflineConfig::File { path: data_dir.join("offline.jsonl") };
+    }
+    OfflineConfig::Kafka {
+        brokers: brokers.join(","),
+        topic: topic.unwrap_or_else(|| "tidings.offline".into()),
+        partitions,
+    }
+}
+
+fn read_auth(read: &mut Reader) -> AuthConfig {
+    let trusted = read.list("TRUSTED_PROXIES", str::parse);
+    let mode = read.text("AUTH_MODE");
+    let mode = match mode.as_deref() {
+        None | Some("dev") => AuthMode::Dev,
+        Some("gateway") => {
+            if trusted.is_empty() {
+                let expected = "the addresses of the gateway, from which alone X-User-ID is \
+                                believed with AUTH_MODE=gateway, such as 10.0.0.0/8";
+                read.fault("TRUSTED_PROXIES", expected);
+            }
+            AuthMode::Gateway { trusted }
+        }
+        Some("jwt") => {
+            read.fault("AUTH_MODE", "dev or gateway, for jwt is not in this release");
+            AuthMode::Dev
+        }
+        Some(_) => {
+            read.fault("AUTH_MODE", "dev or gateway");
+            AuthMode::Dev
+        }
+    };
+    AuthConfig { mode, allowed_origins: read.list("ALLOWED_ORIGINS", parse_origin) }
+}
+
+/// A node that believes everyone must not be within reach of others.
+fn check_loopback(read: &mut Reader, config: &Config) {
+    if !matches!(config.auth.mode, AuthMode::Dev) {
+        return;
+    }
+    let expected = "a loopback address, because with AUTH_MODE=dev everyone can act as any user; \
+                    to listen elsewhere set AUTH_MODE=gateway and TRUSTED_PROXIES";
+    if !config.http.addr.ip().is_loopback() {
+        read.fault("SERVER_HOST", expected);
+    }
+    if config.http.admin_addr.is_some_and(|addr| !addr.ip().is_loopback()) {
+        read.fault("ADMIN_ADDR", expected);
+    }
+}
+
+fn read_limits(read: &mut Reader) -> LimitsConfig {
+    let frame_bytes = read.size("MAX_FRAME_BYTES", FRAME_BYTES, 1 << 10..=16 << 20);
+    let content_bytes = read.size("MAX_CONTENT_BYTES", CONTENT_BYTES, 1..=16 << 20);
+    let metadata_bytes = read.size("MAX_METADATA_BYTES", METADATA_BYTES, 2..=16 << 20);
+    for (name, bytes) in
+        [("MAX_CONTENT_BYTES", content_bytes), ("MAX_METADATA_BYTES", metadata_bytes)]
+    {
+        if bytes > frame_bytes {
+            read.fault(name, format!("at most MAX_FRAME_BYTES ({frame_bytes} bytes)"));
+        }
+    }
+    LimitsConfig {
+        frame_bytes,
+        content_bytes,
+        metadata_bytes,
+        group_size: read.number("MAX_GROUP_SIZE", GROUP_SIZE, 2..=100_000),
+    }
+}
+
+fn read_ws(read: &mut Reader, limits: &LimitsConfig) -> WsConfig {
+    let buffer_bytes = read.size("WS_CLIENT_BUFFER_BYTES", BUFFER_BYTES, 1 << 10..=1 << 30);
+    if buffer_bytes < limits.frame_bytes {
+        let frame_bytes = limits.frame_bytes;
+        read.fault(
+            "WS_CLIENT_BUFFER_BYTES",
+            format!("at least MAX_FRAME_BYTES ({frame_bytes} bytes), so that any one event fits"),
+        );
+    }
+    WsConfig {
+        buffer_messages: read.number("WS_CLIENT_BUFFER_SIZE", BUFFER_MESSAGES, 1..=1 << 20),
+        buffer_bytes,
+        heartbeat_interval: read.duration(
+            "HEARTBEAT_INTERVAL",
+            HEARTBEAT_INTERVAL,
+            SHORTEST..=HOUR,
+        ),
+        heartbeat_timeout: read.duration("HEARTBEAT_TIMEOUT", HEARTBEAT_TIMEOUT, SHORTEST..=HOUR),
+        max_connections: read.number("MAX_CONNECTIONS", max_connections(), 1..=100_000_000),
+    }
+}
+
+/// What the limit of file descriptors leaves; half of it if it is tiny.
+fn max_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).min(UNLIMITED_CONNECTIONS);
+    limit.saturating_sub(SPARE_FDS).max(limit / 2).max(1) as usize
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn read_log(read: &mut Reader) -> LogConfig {
+    let level = read.parse("LOG_LEVEL", |text| {
+        // A single word that is no level would pass as the name of a module.
+        let fine = match text.contains(['=', ',']) {
+            true => EnvFilter::try_new(text).is_ok(),
+            false => text.parse::<LevelFilter>().is_ok(),
+        };
+        fine.then(|| text.to_owned()).ok_or_else(|| {
+            "error, warn, info, debug, trace or directives such as info,tidings::offline=debug"
+                .into()
+        })
+    });
+    let format = read.parse("LOG_FORMAT", |text| match text {
+        "json" => Ok(LogFormat::Json),
+        "text" => Ok(LogFormat::Text),
+        _ => Err("json or text".into()),
+    });
+    LogConfig {
+        level: level.unwrap_or_else(|| "info".into()),
+        format: format.unwrap_or_else(|| {
+            if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json }
+        }),
+    }
+}
+
+fn parse_host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => text.parse().map_err(|_| "an IP address, such as 127.0.0.1 or 0.0.0.0".into()),
+    }
+}
+
+fn parse_addr(text: &str) -> Result<SocketAddr, String> {
+    let expected = || "an IP address and a port, such as 127.0.0.1:9090".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+    let host = parse_host(host.trim_matches(['[', ']'])).map_err(|_| expected())?;
+    Ok(SocketAddr::new(host, port.parse().map_err(|_| expected())?))
+}
+
+/// `scheme://host[:port]`, exactly as a browser puts it into `Origin`.
+fn parse_origin(text: &str) -> Result<String, String> {
+    let text = text.to_ascii_lowercase();
+    let fine = ["https://", "http://"].iter().any(|scheme| {
+        text.strip_prefix(scheme).is_some_and(|host| {
+            !host.is_empty() && !host.contains(['/', '*', '?', '#', '@']) && host.is_ascii()
+        })
+    });
+    fine.then_some(text)
+        .ok_or_else(|| "origins such as https://chat.example.com, separated by commas".into())
+}

@@ -1,0 +1,233 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+type Settings<'a> = &'a [(&'a str, &'a str)];
+
+fn read(settings: Settings) -> Result<Config, ConfigFaults> {
+    Config::from_lookup(|name| {
+        settings.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    })
+}
+
+/// The settings that are reported as faults, and the whole text.
+fn faults(settings: Settings) -> (Vec<&'static str>, String) {
+    let faults = read(settings).expect_err("should be refused");
+    (faults.0.iter().map(|fault| fault.setting).collect(), faults.to_string())
+}
+
+#[test]
+fn nothing_set_is_a_single_node_on_loopback() {
+    let config = read(&[]).unwrap();
+    assert_eq!(config.http.addr.to_string(), "127.0.0.1:8083");
+    assert!(config.http.admin_addr.is_none());
+    assert!(matches!(&config.store, StoreConfig::Sqlite(sqlite)
+        if sqlite.path == *"./data/tidings.db"));
+    assert!(config.migrate_on_start);
+    assert!(matches!(config.bus, BusConfig::Local));
+    assert!(config.presence.redis.is_none());
+    assert!(matches!(&config.offline, OfflineConfig::File { path }
+        if *path == *"./data/offline.jsonl"));
+    assert!(matches!(config.auth.mode, AuthMode::Dev));
+    assert_eq!(config.drain.grace, Duration::ZERO);
+    assert_eq!(config.drain.time, Duration::from_secs(1));
+    assert!(config.ws.max_connections > 0);
+    assert!(config.write_lanes > 0);
+}
+
+#[test]
+fn a_cluster_has_each_part_outside() {
+    let config = read(&[
+        ("SERVER_HOST", "0.0.0.0"),
+        ("SERVER_PORT", "0"),
+        ("ADMIN_ADDR", "[::]:9090"),
+        ("DATABASE_URL", "postgres://tidings:geheim@db:5433/chat?sslmode=require"),
+        ("REDIS_URL", "redis://:geheim@cache:6380/1"),
+        ("REDIS_PREFIX", "blue"),
+        ("KAFKA_BROKERS", "k1:9092, k2:9092"),
+        ("KAFKA_OFFLINE_TOPIC", "pushes"),
+        ("KAFKA_TOPIC_PARTITIONS", "3"),
+        ("AUTH_MODE", "gateway"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
+        ("ALLOWED_ORIGINS", "https://Chat.example.com,http://localhost:3000"),
+        ("NODE_LEASE", "300ms"),
+        ("LOG_FORMAT", "json"),
+        ("LOG_LEVEL", "warn,tidings::offline=debug"),
+    ])
+    .unwrap();
+    let StoreConfig::Postgres(postgres) = &config.store else { panic!("{config:?}") };
+    assert_eq!(postgres.options.get_host(), "db");
+    assert_eq!(postgres.options.get_port(), 5433);
+    assert_eq!(postgres.options.get_database(), Some("chat"));
+    assert!(!config.migrate_on_start);
+    let BusConfig::Redis(redis) = &config.bus else { panic!("{config:?}") };
+    assert_eq!(
+        (redis.url.as_str(), redis.prefix.as_str()),
+        ("redis://:geheim@cache:6380/1", "blue")
+    );
+    assert_eq!(config.presence.redis.as_ref().unwrap().url, redis.url);
+    let OfflineConfig::Kafka { brokers, topic, partitions } = &config.offline else { panic!() };
+    assert_eq!((brokers.as_str(), topic.as_str(), *partitions), ("k1:9092,k2:9092", "pushes", 3));
+    let AuthMode::Gateway { trusted } = &config.auth.mode else { panic!("{config:?}") };
+    assert!(trusted.iter().any(|net| net.contains("10.1.2.3".parse().unwrap())));
+    assert_eq!(config.auth.allowed_origins, ["https://chat.example.com", "http://localhost:3000"]);
+    assert_eq!(config.drain.grace, Duration::from_secs(5));
+    assert_eq!(config.drain.time, Duration::from_secs(25));
+
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("geheim"), "{shown}");
+    assert!(shown.contains("cache:6380") && shown.contains("10.0.0.0/8"), "{shown}");
+}
+
+#[test]
+fn a_database_in_parts() {
+    let config = read(&[("DB_HOST", "db"), ("DB_PASSWORD", "geheim")]).unwrap();
+    let StoreConfig::Postgres(postgres) = &config.store else { panic!("{config:?}") };
+    assert_eq!(postgres.options.get_host(), "db");
+    assert_eq!(postgres.options.get_port(), 5432);
+    assert_eq!(postgres.options.get_username(), "postgres");
+    assert_eq!(postgres.options.get_database(), Some("tidings"));
+    assert!(!format!("{config:?}").contains("geheim"));
+
+    // Never a file in place of the database that someone meant.
+    assert_eq!(faults(&[("DB_PASSWORD", "geheim")]).0, ["DB_HOST"]);
+    let both = [("DB_HOST", "db"), ("DATABASE_URL", "postgres://db/x")];
+    assert_eq!(faults(&both).0, ["DB_HOST"]);
+}
+
+#[test]
+fn all_faults_are_reported_at_once_and_say_what_is_right() {
+    let (settings, text) = faults(&[
+        ("SERVER_PORT", "65536"),
+        ("HEARTBEAT_INTERVAL", "25"),
+        ("MAX_FRAME_BYTES", "64KB"),
+        ("MIGRATE_ON_START", "yes"),
+        ("AUTH_MODE", "oauth"),
+        ("LOG_LEVEL", "inof"),
+        ("LOG_FORMAT", "xml"),
+        ("KAFKA_BROKERS", "kafka"),
+        ("KAFKA_OFFLINE_TOPIC", "a b"),
+        ("REDIS_PREFIX", "a{b}"),
+        ("ALLOWED_ORIGINS", "*"),
+        ("TRUSTED_PROXIES", "gateway"),
+        ("NODE_LEASE", "299ms"),
+        ("DB_WRITE_LANES", "0"),
+        ("ADMIN_ADDR", "9090"),
+    ]);
+    let settings: BTreeSet<_> = settings.into_iter().collect();
+    assert_eq!(settings.len(), 15, "{text}");
+    assert!(
+        text.contains("SERVER_PORT=\"65536\": expected a whole number from 0 to 65535"),
+        "{text}"
+    );
+    assert!(text.contains("NODE_LEASE=\"299ms\": expected a time with its unit"), "{text}");
+    assert!(text.contains("from 300ms to 1h"), "{text}");
+}
+
+#[test]
+fn secrets_do_not_show_in_faults() {
+    let (settings, text) = faults(&[
+        ("DATABASE_URL", "mysql://u:geheim@db/x"),
+        ("REDIS_URL", "rediss://:geheim@cache:6379"),
+    ]);
+    assert_eq!(settings, ["REDIS_URL", "DATABASE_URL"]);
+    assert!(!text.contains("geheim"), "{text}");
+    assert!(text.contains("rediss:// is not in this release"), "{text}");
+    for scheme in ["redis-cluster", "redis-sentinel"] {
+        let url = format!("{scheme}://a,b");
+        let (_, text) = faults(&[("REDIS_URL", &url), ("DATABASE_URL", "postgres://db/x")]);
+        assert!(text.contains("not in this release"), "{text}");
+    }
+}
+
+#[test]
+fn dev_mode_is_for_loopback_only() {
+    for host in ["0.0.0.0", "192.0.2.1", "::"] {
+        let (settings, text) = faults(&[("SERVER_HOST", host)]);
+        assert_eq!(settings, ["SERVER_HOST"]);
+        assert!(text.contains("AUTH_MODE=gateway and TRUSTED_PROXIES"), "{text}");
+    }
+    assert_eq!(faults(&[("ADMIN_ADDR", "0.0.0.0:9090")]).0, ["ADMIN_ADDR"]);
+    assert!(read(&[("SERVER_HOST", "localhost"), ("ADMIN_ADDR", "localhost:0")]).is_ok());
+    assert!(read(&[("SERVER_HOST", "::1")]).is_ok());
+}
+
+#[test]
+fn a_gateway_needs_to_be_named_and_tokens_come_later() {
+    let (settings, text) = faults(&[("AUTH_MODE", "gateway")]);
+    assert_eq!(settings, ["TRUSTED_PROXIES"]);
+    assert!(text.contains("TRUSTED_PROXIES is not set: expected"), "{text}");
+    let (settings, text) = faults(&[("AUTH_MODE", "jwt")]);
+    assert_eq!(settings, ["AUTH_MODE"]);
+    assert!(text.contains("not in this release"), "{text}");
+}
+
+#[test]
+fn a_file_is_not_shared_between_nodes() {
+    let (settings, text) = faults(&[("REDIS_URL", "redis://cache")]);
+    assert_eq!(settings, ["DATABASE_URL"]);
+    assert!(text.contains("REDIS_URL"), "{text}");
+    assert!(read(&[("REDIS_URL", "redis://cache"), ("DB_HOST", "db")]).is_ok());
+}
+
+#[test]
+fn limits_fit_into_each_other() {
+    assert_eq!(faults(&[("WS_CLIENT_BUFFER_BYTES", "32KiB")]).0, ["WS_CLIENT_BUFFER_BYTES"]);
+    assert_eq!(faults(&[("MAX_CONTENT_BYTES", "65KiB")]).0, ["MAX_CONTENT_BYTES"]);
+    let small = [("MAX_FRAME_BYTES", "4KiB")];
+    assert_eq!(faults(&small).0, ["MAX_CONTENT_BYTES", "MAX_METADATA_BYTES"]);
+    let larger = [("MAX_FRAME_BYTES", "2MiB"), ("WS_CLIENT_BUFFER_BYTES", "2MiB")];
+    assert!(read(&larger).is_ok());
+}
+
+#[test]
+fn an_empty_value_is_as_good_as_none() {
+    assert!(read(&[("REDIS_URL", " "), ("SERVER_PORT", "")]).is_ok());
+    assert_eq!(
+        faults(&[("AUTH_MODE", "gateway"), ("TRUSTED_PROXIES", " ")]).0,
+        ["TRUSTED_PROXIES"]
+    );
+    assert_eq!(
+        faults(&[("AUTH_MODE", "gateway"), ("TRUSTED_PROXIES", ",")]).0,
+        ["TRUSTED_PROXIES"]
+    );
+}
+
+/// The settings of `.env.example` with their values, and which of them are live.
+fn env_example() -> (BTreeMap<&'static str, &'static str>, Vec<&'static str>) {
+    let (mut all, mut live) = (BTreeMap::new(), Vec::new());
+    for line in include_str!("../../.env.example").lines() {
+        let setting = line.strip_prefix("# ").unwrap_or(line);
+        let Some((name, value)) = setting.split_once('=') else {
+            continue;
+        };
+        if !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_') {
+            assert!(all.insert(name, value).is_none(), "{name} stands there twice");
+            if setting == line {
+                live.push(name);
+            }
+        }
+    }
+    (all, live)
+}
+
+#[test]
+fn the_example_lists_exactly_the_settings_there_are() {
+    let (all, _) = env_example();
+    let names: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+    assert_eq!(all.keys().copied().collect::<BTreeSet<_>>(), names);
+    assert_eq!(names.len(), SETTINGS.len(), "a setting stands in the table twice");
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let (all, live) = env_example();
+    let show = |keep: &dyn Fn(&str) -> bool| {
+        let lookup = |name: &str| all.get(name).filter(|_| keep(name)).map(|v| (*v).to_owned());
+        format!("{:?}", Config::from_lookup(lookup).unwrap())
+    };
+    let defaults = show(&|_| false);
+    assert_eq!(show(&|name| live.contains(&name)), defaults);
+    // The parts of a database count only together with its host.
+    assert_eq!(show(&|name| !name.starts_with("DB_")), defaults);
+}
