@@ -90,6 +90,8 @@ enum Stage {
 struct Stats {
     ack: Latency,
     delivery: Latency,
+    /// From the sending to what a device held already.
+    repeat: Latency,
     /// When message N was first sent.
     sent: Vec<Option<Instant>>,
     errors: BTreeMap<String, u64>,
@@ -124,6 +126,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
         stats: Mutex::new(Stats {
             ack: Latency::new(),
             delivery: Latency::new(),
+            repeat: Latency::new(),
             sent: vec![None; args.messages],
             errors: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -290,20 +293,22 @@ impl Socket {
             "ok" => self.on_ok(&frame),
             "error" => self.on_error(&frame),
             "new_message" => {
-                let number = self.note(&frame, false);
+                let noted = self.note(&frame, false);
                 self.run.received.fetch_add(1, Relaxed);
                 let mut stats = self.run.stats();
-                let sent = number.and_then(|number| *stats.sent.get(number)?);
-                if let Some(sent) = sent {
-                    stats.delivery.record(sent.elapsed());
+                let sent = noted.and_then(|(number, _)| *stats.sent.get(number)?);
+                if let (Some(sent), Some((_, first))) = (sent, noted) {
+                    let latency = if first { &mut stats.delivery } else { &mut stats.repeat };
+                    latency.record(sent.elapsed());
                 }
             }
             kind => count(&mut self.run.stats().events, kind),
         }
     }
 
-    /// A message that this device holds now; its number if it is one of ours.
-    fn note(&self, frame: &Frame<'_>, own: bool) -> Option<usize> {
+    /// A message that this device holds now; its number if it is one of ours, and whether it is
+    /// new to the device.
+    fn note(&self, frame: &Frame<'_>, own: bool) -> Option<(usize, bool)> {
         let payload: Option<wire::MessagePayload<'_>> = frame.payload();
         let message = payload.as_ref().map(|payload| &payload.message);
         let known = message.and_then(|message| {
@@ -311,11 +316,13 @@ impl Socket {
             Some(Received { group, seq: message.seq, number: message.number()?, own })
         });
         let mut device = self.run.device(self.index);
-        match known {
-            Some(received) => device.received.push(received),
-            None => device.foreign += 1,
-        }
-        known.map(|received| received.number)
+        let Some(received) = known else {
+            device.foreign += 1;
+            return None;
+        };
+        device.received.push(received);
+        let first = device.seen.insert((received.group, received.seq));
+        Some((received.number, first))
     }
 
     fn take_pending(&mut self, frame: &Frame<'_>) -> Option<Pending> {
@@ -328,7 +335,7 @@ impl Socket {
         let Some(pending) = self.take_pending(frame) else {
             return count(&mut self.run.stats().errors, "ok with a foreign ref");
         };
-        if self.note(frame, true) != Some(pending.number) {
+        if self.note(frame, true).map(|(number, _)| number) != Some(pending.number) {
             count(&mut self.run.stats().errors, "ok with another message");
         }
         self.run.acked.fetch_add(1, Relaxed);

@@ -1,6 +1,6 @@
 //! What the devices must hold in the end, and whether they do.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -36,6 +36,8 @@ pub struct Received {
 #[derive(Default)]
 pub struct Device {
     pub received: Vec<Received>,
+    /// (group, seq) of these.
+    pub seen: HashSet<(usize, u64)>,
     /// Messages that are none of ours.
     pub foreign: u64,
 }
@@ -131,6 +133,8 @@ struct Figures {
     acked_per_second: f64,
     ack: LatencySummary,
     delivery: LatencySummary,
+    /// From the sending to the second and later receipts at a device; none in a healthy run.
+    repeat: LatencySummary,
     cost: Cost,
     us_per_message: BTreeMap<String, f64>,
     violations: BTreeMap<String, u64>,
@@ -166,6 +170,7 @@ pub fn publish(
         acked_per_second: round(acked as f64 / seconds, 1),
         ack: stats.ack.summary(),
         delivery: stats.delivery.summary(),
+        repeat: stats.repeat.summary(),
         us_per_message: cost.us_per(acked as f64),
         cost,
         violations: by_kind,
@@ -206,6 +211,9 @@ fn table(figures: &Figures) -> Table {
     table.row("received", format!("{} of {} events", figures.received, figures.expected));
     table.row("send to ack", figures.ack.to_string());
     table.row("send to delivery", figures.delivery.to_string());
+    if figures.repeat.count > 0 {
+        table.row("send to repeat", figures.repeat.to_string());
+    }
     table.cost(&figures.cost);
     table.by_process("  µs of CPU per message", &figures.us_per_message);
     table.counts("violations", &figures.violations);
@@ -237,7 +245,7 @@ mod tests {
     fn devices() -> Vec<Device> {
         let held = |seqs: [u64; 2], own| Device {
             received: seqs.iter().map(|seq| message(*seq, own)).collect(),
-            foreign: 0,
+            ..Device::default()
         };
         let [a, b, c, d] =
             [held([2, 3], true), held([2, 3], false), held([3, 2], false), held([2, 3], false)];
