@@ -66,26 +66,27 @@ impl Drop for Watch {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once, which loses
-/// nothing that was acknowledged.
-pub async fn signals() -> std::io::Result<()> {
+/// Listens from now on; what it gives resolves at the first SIGTERM or SIGINT. A second one ends
+/// the process at once, which loses nothing that was acknowledged.
+pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    let second = async move {
+    Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::warn!("a second signal: stopping at once");
-        std::process::exit(1);
-    };
-    #[expect(clippy::disallowed_methods, reason = "it outlives every stage, or ends the process")]
-    tokio::spawn(second);
-    Ok(())
+        let second = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("a second signal: stopping at once");
+            std::process::exit(1);
+        };
+        #[expect(clippy::disallowed_methods, reason = "it outlives every stage, or ends them all")]
+        tokio::spawn(second);
+    })
 }
 
 #[cfg(test)]

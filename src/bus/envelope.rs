@@ -243,6 +243,7 @@ mod tests {
         }
         expected.extend(4_i64.to_be_bytes());
         expected.extend(5_i64.to_be_bytes());
+        expected.extend(5_i64.to_be_bytes());
         expected.extend([0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 1]);
         expected.extend(b"{\"type\":\"x\"}a");
         assert_eq!(sent.encode(), expected);

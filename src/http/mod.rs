@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, HeaderValue};
+use hyper::header::{ALLOW, CONNECTION, HeaderValue, UPGRADE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
@@ -173,9 +173,13 @@ async fn respond(
         problem.request_id = Some(request_id.clone());
         answer::problem(&problem)
     });
-    if response.status().as_u16() == 405 {
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
         let allowed = route.methods().join(", ");
         response.headers_mut().insert(ALLOW, HeaderValue::from_str(&allowed).expect("is ASCII"));
+    }
+    if response.status() == StatusCode::UPGRADE_REQUIRED {
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     let value = HeaderValue::from_str(&request_id).expect("checked or made by us");
     response.headers_mut().insert("x-request-id", value);

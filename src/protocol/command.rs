@@ -20,6 +20,8 @@ pub const MAX_USER_IDS: usize = 100;
 pub const MAX_PAGE: u32 = 200;
 pub const MESSAGE_ID_FORM: &str = "a message id is a UUID";
 const MAX_REF_BYTES: usize = 128;
+/// Of objects and lists in each other.
+const MAX_DEPTH: usize = 32;
 
 /// A decoded frame: the command and the `ref` its answer is to carry.
 #[derive(Debug)]
@@ -83,10 +85,34 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
 /// Decodes a JSON body; what does not fit is refused with the path of the field. The bytes are
 /// used up.
 pub fn from_json<T: DeserializeOwned>(text: &mut [u8]) -> Result<T, Problem> {
+    check_depth(text)?;
     let mut json = simd_json::Deserializer::from_slice(text).map_err(|error| {
         Problem::new(Code::Malformed, format!("not valid JSON: {}", words(&error)))
     })?;
     serde_path_to_error::deserialize(&mut json).map_err(misfit)
+}
+
+/// Before it is parsed: the parser recurses, and what is nested deeper than databases' parsers go
+/// could be stored and never be read again.
+fn check_depth(text: &[u8]) -> Result<(), Problem> {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    let detail = format!("nested deeper than {MAX_DEPTH} levels");
+                    return Err(Problem::new(Code::Malformed, detail));
+                }
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn from_value<T: DeserializeOwned>(value: OwnedValue) -> Result<T, Problem> {
@@ -443,6 +469,19 @@ mod tests {
             "x".repeat(129)
         );
         assert_eq!(field(&id).as_deref(), Some("client_message_id"));
+    }
+
+    #[test]
+    fn nesting_is_bounded_before_the_parser_recurses() {
+        let nested = |levels: usize| {
+            let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+            send(&format!(
+                r#""message_type":"text","content":"]\"[{{","metadata":{{"a":{open}{close}}}"#
+            ))
+        };
+        assert!(nested(MAX_DEPTH - 3).is_ok());
+        assert_eq!(nested(MAX_DEPTH - 2).expect_err("too deep").code, Code::Malformed);
+        assert_eq!(nested(30_000).expect_err("too deep").code, Code::Malformed);
     }
 
     #[test]

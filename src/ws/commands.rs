@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use serde_json::json;
+use tokio::time::{Duration, Instant};
 
 use super::Node;
-use super::reader::Faults;
-use super::session::Session;
+use super::handle::Session;
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command};
 use crate::protocol::event::{self, Event};
 use crate::protocol::problem::Problem;
+
+/// Commands that cannot be understood, in a minute, before the session ends.
+const MAX_FAULTS: u32 = 20;
 
 /// Acts on one whole message. Waits only for room among the session's commands in flight, so that
 /// a client that sends faster than it is answered is slowed down by its own socket.
@@ -79,5 +82,24 @@ async fn on_command(
             });
             node.write_path.send(session.user_id, Some(session.id), send, reply);
         }
+    }
+}
+
+/// Commands that could not be understood, counted by the minute.
+#[derive(Default)]
+pub struct Faults {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Faults {
+    /// One more; an error if that was one too many.
+    pub fn add(&mut self) -> Result<(), CloseCode> {
+        let now = Instant::now();
+        if self.since.is_none_or(|since| now - since > Duration::from_secs(60)) {
+            *self = Self { since: Some(now), count: 0 };
+        }
+        self.count += 1;
+        if self.count > MAX_FAULTS { Err(CloseCode::BadProtocol) } else { Ok(()) }
     }
 }

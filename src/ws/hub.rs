@@ -11,8 +11,8 @@ use crate::ids::{SessionId, UserId};
 use crate::protocol::code::CloseCode;
 use crate::telemetry::Metrics;
 
+use super::handle::Session;
 use super::outbound::{Class, Item, Place, Pushed};
-use super::session::Session;
 
 /// Enough that two cores seldom meet, few enough to walk at each tick of the heartbeat.
 const SHARDS: usize = 64;

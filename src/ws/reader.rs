@@ -10,11 +10,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use fastwebsockets::{Frame, OpCode, Role, WebSocketError, after_handshake_split};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::ReadHalf;
-use tokio::time::{Duration, Instant};
 
+use super::Node;
+use super::commands::{self, Faults};
+use super::handle::Session;
 use super::outbound::Item;
-use super::session::Session;
-use super::{Node, commands};
 use crate::protocol::code::CloseCode;
 use crate::telemetry::metrics::Direction;
 
@@ -22,8 +22,6 @@ use crate::telemetry::metrics::Direction;
 /// beyond, the socket is closed.
 const OVERSIZE: usize = 4;
 const MAX_CONTROL: usize = 125;
-/// Commands that cannot be understood, in a minute, before the session ends.
-const MAX_FAULTS: u32 = 20;
 /// Read at once to see whether there is anything; most commands fit.
 const FIRST_READ: usize = 1024;
 
@@ -187,24 +185,5 @@ impl AsyncRead for Counted<'_, '_> {
         let given = (buffer.filled().len() - before) as u64;
         self.given.fetch_add(given, std::sync::atomic::Ordering::Relaxed);
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Commands that could not be understood, counted by the minute.
-#[derive(Default)]
-pub struct Faults {
-    since: Option<Instant>,
-    count: u32,
-}
-
-impl Faults {
-    /// One more; an error if that was one too many.
-    pub fn add(&mut self) -> Result<(), CloseCode> {
-        let now = Instant::now();
-        if self.since.is_none_or(|since| now - since > Duration::from_secs(60)) {
-            *self = Self { since: Some(now), count: 0 };
-        }
-        self.count += 1;
-        if self.count > MAX_FAULTS { Err(CloseCode::BadProtocol) } else { Ok(()) }
     }
 }

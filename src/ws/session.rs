@@ -6,115 +6,23 @@
 //! same way.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
-use super::outbound::{Bounds, Class, Item, Outbound};
+use super::handle::{Opening, Session};
+use super::outbound::{Class, Item};
 use super::{Node, reader, writer};
 use crate::bus::{Classic, Envelope, Head};
 use crate::clock::Timestamp;
-use crate::ids::{ConversationId, DeviceId, SessionId, UserId};
-use crate::presence::Entry;
+use crate::ids::ConversationId;
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::{Event, Hello};
 
-/// Commands of one session that wait for their answer; beyond, its socket is not read.
-const MAX_IN_FLIGHT: usize = 128;
 /// How long the last frames and the close may take to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Who opens a socket, with what.
-#[derive(Clone, Debug)]
-pub struct Opening {
-    pub user_id: UserId,
-    pub device_id: Option<DeviceId>,
-    pub platform: Option<Box<str>>,
-    pub app_version: Option<Box<str>>,
-    /// Did not offer `tidings.v1.json`.
-    pub classic: bool,
-}
-
-pub struct Session {
-    pub id: SessionId,
-    pub user_id: UserId,
-    pub device_id: DeviceId,
-    pub classic: bool,
-    pub queue: Outbound,
-    /// Room for commands whose answer is still to come.
-    pub in_flight: Semaphore,
-    platform: Option<Box<str>>,
-    app_version: Option<Box<str>>,
-    since: Timestamp,
-    opened: Instant,
-    /// Seconds from `opened` until something was last read.
-    heard: AtomicU32,
-    /// A ping is under way.
-    asked: AtomicBool,
-}
-
-impl Session {
-    fn new(opening: Opening, bounds: Bounds) -> Self {
-        let id = SessionId::random();
-        let device_id = opening
-            .device_id
-            .unwrap_or_else(|| id.to_string().parse().expect("a UUID's text is a valid device id"));
-        Self {
-            id,
-            user_id: opening.user_id,
-            device_id,
-            classic: opening.classic,
-            queue: Outbound::new(bounds, opening.classic),
-            in_flight: Semaphore::new(MAX_IN_FLIGHT),
-            platform: opening.platform,
-            app_version: opening.app_version,
-            since: Timestamp::now(),
-            opened: Instant::now(),
-            heard: AtomicU32::new(0),
-            asked: AtomicBool::new(false),
-        }
-    }
-
-    /// Something was read from the client.
-    pub fn hear(&self) {
-        self.heard.store(self.opened.elapsed().as_secs() as u32, Ordering::Relaxed);
-        self.asked.store(false, Ordering::Relaxed);
-    }
-
-    /// How long nothing was read, to the second.
-    pub fn silence(&self) -> Duration {
-        let heard = Duration::from_secs(self.heard.load(Ordering::Relaxed).into());
-        self.opened.elapsed().saturating_sub(heard)
-    }
-
-    /// True once per silence.
-    pub fn ask_for_life(&self) -> bool {
-        !self.asked.swap(true, Ordering::Relaxed)
-    }
-
-    /// Queues an answer; a session without room for it ends as a slow consumer.
-    pub fn answer(&self, bytes: Bytes) {
-        // Every outcome but `Queued` means that the session is ending.
-        let _: super::outbound::Pushed = self.queue.push(Item::text(bytes, Class::Answer));
-    }
-
-    /// How presence shows this session while `node` holds it.
-    pub fn entry(&self, node: crate::ids::NodeId) -> Entry {
-        Entry {
-            node,
-            session: self.id,
-            device: self.device_id.clone(),
-            platform: self.platform.clone(),
-            app_version: self.app_version.clone(),
-            since: self.since,
-        }
-    }
-}
 
 /// Runs a socket from its upgrade to its end. `early` is what the client sent behind the handshake.
 pub async fn run(node: Arc<Node>, mut stream: TcpStream, early: Bytes, opening: Opening) {

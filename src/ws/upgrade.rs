@@ -13,7 +13,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::Node;
-use super::session::{self, Opening};
+use super::handle::Opening;
+use super::session;
 use crate::protocol::code::Code;
 use crate::protocol::problem::Problem;
 

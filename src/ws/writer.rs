@@ -8,8 +8,8 @@ use fastwebsockets::{Frame, OpCode, Payload};
 use tokio::net::tcp::WriteHalf;
 
 use super::Node;
+use super::handle::Session;
 use super::outbound::{Class, Item};
-use super::session::Session;
 use crate::clock::Timestamp;
 use crate::protocol::code::CloseCode;
 use crate::store::types::{Proof, Run};

@@ -11,7 +11,7 @@ mod laggards;
 mod messages;
 mod outbox;
 mod receipts;
-mod sql;
+pub mod sql;
 mod writer;
 
 use std::collections::HashSet;
@@ -238,12 +238,20 @@ fn settings(options: PgConnectOptions) -> PgConnectOptions {
         ("enable_seqscan", "off"),
         ("enable_hashjoin", "off"),
         ("enable_mergejoin", "off"),
+        // A bitmap is made whole before its first row is looked at, and nearly all looks stop at
+        // the first row.
+        ("enable_bitmapscan", "off"),
         // Acknowledged is durable, whatever the server's default.
         ("synchronous_commit", "on"),
         ("statement_timeout", STATEMENT_LIMIT),
         ("lock_timeout", LOCK_LIMIT),
         // Should this side be gone in the middle of a transaction, its locks go, too.
         ("idle_in_transaction_session_timeout", STATEMENT_LIMIT),
+        // So that the server notices within half a minute when this machine is gone without a word,
+        // and frees what its sessions hold: the single node lock, too.
+        ("tcp_keepalives_idle", "15"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
     ])
 }
 

@@ -1,12 +1,14 @@
-//! Every statement, from its file. The list is what `check_statements` prepares.
+//! Every statement, from its file. The list is what `check_statements` prepares, and whose plans
+//! the tests look at.
 
 macro_rules! statements {
     ($($name:ident = $($file:literal)+;)+) => {
         $(pub const $name: &str = concat!($(include_str!(concat!("sql/", $file, ".sql"))),+);)+
 
         /// With the names of the files each comes from.
-        pub const ALL: &[(&str, &str)] = &[$((concat!($($file, " "),+), $name)),+];
+        pub const ALL: &[(&str, &str)] = &[$((statements!(@name $($file)+), $name)),+];
     };
+    (@name $first:literal $($more:literal)*) => { concat!($first $(, " ", $more)*) };
 }
 
 statements! {

@@ -84,6 +84,7 @@ on_each_store! {
         laggards_wait_and_are_hastened,
         one_who_lacks_nothing_any_more_is_no_laggard,
         a_long_monologue_makes_no_laggard_of_its_author,
+        all_at_once_nobody_is_left_behind,
         the_tables_are_laid_once_however_many_try,
         one_process_holds_the_single_node_lock,
         the_epoch_stays;

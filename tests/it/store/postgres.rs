@@ -34,6 +34,7 @@ on_postgres! {
     one_muted_while_his_message_waits_for_the_lock_sends_nothing,
     a_message_waiting_behind_a_new_title_is_sent,
     every_statement_can_be_prepared,
+    plans_made_for_empty_tables_stay_good,
     what_refuses_a_connection_is_told_apart,
     a_lane_goes_on_after_its_connection_was_cut,
     a_laggard_made_while_another_is_settled_stays,
@@ -159,6 +160,68 @@ async fn every_statement_can_be_prepared(f: Arc<Fixture>) {
     assert!(refused.to_string().contains("settle"), "it names the statement: {refused}");
 }
 
+/// The trap: a lane keeps the plan it made first, when the tables were empty and all indexes looked
+/// alike. It then read a whole conversation to find a parent, until the statistics were renewed.
+async fn plans_made_for_empty_tables_stay_good(f: Arc<Fixture>) {
+    // These are about all members of a conversation, or all rows of a table.
+    const ALL_MEMBERS: [&str; 6] = [
+        "change_heir",
+        "conversation_event",
+        "conversation_mine conversation_shown",
+        "conversations_mine conversation_shown",
+        "members",
+        "participants",
+    ];
+    const ALL_ROWS: [&str; 3] = ["epoch", "migrations_applied", "outbox_state"];
+    let mut connection = connection(&f).await;
+    execute(
+        &mut connection,
+        "set plan_cache_mode = force_generic_plan; set enable_seqscan = off;
+         set enable_hashjoin = off; set enable_mergejoin = off; set enable_bitmapscan = off",
+    )
+    .await;
+    for (name, statement) in tidings::store::postgres::sql::ALL.iter().copied() {
+        if ALL_ROWS.contains(&name) {
+            continue;
+        }
+        let parameters = (1..).take_while(|n| statement.contains(&format!("${n}"))).count();
+        let nulls = vec!["null"; parameters].join(", ");
+        let nulls = if nulls.is_empty() { nulls } else { format!("({nulls})") };
+        execute(&mut connection, &format!("prepare it as {statement}")).await;
+        let explain = format!("explain (costs off) execute it{nulls}");
+        let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(explain))
+            .persistent(false)
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+        let plan = plan.join("\n");
+        execute(&mut connection, "deallocate it").await;
+        assert!(!plan.contains("Seq Scan"), "{name} scans a table:\n{plan}");
+        let lines: Vec<_> = plan.lines().map(str::trim).collect();
+        for pair in lines.windows(2) {
+            let (scan, condition) = (pair[0], pair[1]);
+            if !scan.contains("Index") || !scan.contains("Scan") {
+                continue;
+            }
+            let bounded: &[&str] = if scan.contains("messages_") {
+                &["seq ", "(id = ", "client_message_id = ", "parent_message_id = "]
+            } else if scan.contains("participants_")
+                && !ALL_MEMBERS.contains(&name)
+                && name != "settle_outbox"
+            {
+                &["user_id = "]
+            } else {
+                continue;
+            };
+            assert!(
+                condition.starts_with("Index Cond")
+                    && bounded.iter().any(|column| condition.contains(column)),
+                "{name} reads a whole conversation:\n{plan}"
+            );
+        }
+    }
+}
+
 async fn what_refuses_a_connection_is_told_apart(f: Arc<Fixture>) {
     let connect = async |options: PgConnectOptions| {
         let acquire_timeout = Duration::from_secs(5);
@@ -191,7 +254,7 @@ async fn a_lane_goes_on_after_its_connection_was_cut(f: Arc<Fixture>) {
     let mut other = connection(&f).await;
     execute(
         &mut other,
-        "select pg_terminate_backend(pid) from pg_stat_activity
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity
          where datname = current_database() and pid <> pg_backend_pid()",
     )
     .await;

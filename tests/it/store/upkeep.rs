@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings::ids::{ConversationId, OutboxId};
+use tidings::ids::{ConversationId, OutboxId, UserId};
 use tidings::protocol::model::ChangeKind;
-use tidings::store::types::{Laggard, OutboxEntry, OutboxLease, Settled};
-use tidings::store::{Schema, Store};
+use tidings::store::types::{Change, Laggard, OutboxEntry, OutboxLease, Settled};
+use tidings::store::{Schema, Store, StoreError};
 use tidings::telemetry::Metrics;
 use tokio::task::JoinSet;
 
 use super::Fixture;
-use super::fixture::{by_device, by_offline, message, stored, user, users};
+use super::fixture::{by_device, by_offline, lease, message, stored, user, users};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -21,7 +21,7 @@ async fn claim(f: &Fixture) -> Vec<Laggard> {
 }
 
 /// Sends and settles the batch's outbox row, as after a dispatch that reached nobody.
-async fn say_to_nobody(f: &Fixture, id: ConversationId, by: tidings::ids::UserId) -> i64 {
+async fn say_to_nobody(f: &Fixture, id: ConversationId, by: UserId) -> i64 {
     let (outbox, seq) = f.say_in_outbox(id, by, "x").await;
     f.store.settle_outbox(&[outbox]).await.unwrap();
     seq
@@ -192,6 +192,102 @@ pub async fn a_long_monologue_makes_no_laggard_of_its_author(f: Arc<Fixture>) {
     assert_eq!((found[0].user_id, found[0].last_seq, found[0].behind), (ann, last, 1));
     // Her own messages moved the line, so that no look is long.
     assert!(found[0].settled_seq > last - 200, "{}", found[0].settled_seq);
+}
+
+/// Repeats what another transaction was in the way of; anything else is a failure.
+macro_rules! despite_conflicts {
+    ($call:expr) => {
+        loop {
+            match $call.await {
+                Err(StoreError::Conflict(_)) => {}
+                outcome => break outcome.unwrap(),
+            }
+        }
+    };
+}
+
+/// Claims what is due and hands it all to the offline sink, once.
+async fn reconcile(f: &Fixture) {
+    let claimed = despite_conflicts!(f.store.claim_laggards(4, Duration::from_millis(200)));
+    let runs: Vec<_> = claimed
+        .iter()
+        .map(|l| by_offline(l.conversation_id, l.user_id, l.settled_seq + 1, l.last_seq))
+        .collect();
+    despite_conflicts!(f.store.settle(&runs));
+}
+
+/// Lanes, dispatchers, devices, reconcilers and changes of members in each other's way: none fails
+/// but for conflicts, which are repeated, and in the end everyone's line is at the head.
+pub async fn all_at_once_nobody_is_left_behind(f: Arc<Fixture>) {
+    let members: [UserId; 6] = users();
+    let [ann, ..] = members;
+    let id = f.group(ann, &members[1..]).await;
+    let guest = user();
+    let mut changer = f.store.writer();
+    let mut working = JoinSet::new();
+    for (w, mut writer) in f.writers(2).into_iter().enumerate() {
+        let f = f.clone();
+        working.spawn(async move {
+            for b in 0..30 {
+                let batch: Vec<_> =
+                    (0..5).map(|i| message(id, members[(w + b + i) % 6], "x")).collect();
+                let outbox = OutboxLease { id: OutboxId::random(), lease: LONG };
+                despite_conflicts!(writer.send(&batch, outbox));
+                despite_conflicts!(f.store.settle_outbox(&[outbox.id]));
+            }
+        });
+    }
+    working.spawn(async move {
+        for _ in 0..20 {
+            let join = Change::AddMembers { by: ann, user_ids: vec![guest], with_history: true };
+            let leave = Change::RemoveMember { by: guest, user_id: guest };
+            for change in [join, leave] {
+                despite_conflicts!(changer.change(id, &change, 100, lease()));
+            }
+        }
+    });
+    for device in members {
+        let f = f.clone();
+        working.spawn(async move {
+            for _ in 0..20 {
+                let head = f.see(device, id).await.last_seq;
+                let mut runs: Vec<_> =
+                    members.iter().map(|user| by_device(id, *user, head, head)).collect();
+                runs.push(by_device(id, guest, head, head));
+                runs.retain(|run| run.user_id != device);
+                runs.push(by_device(id, device, 2, head));
+                despite_conflicts!(f.store.settle(&runs));
+            }
+        });
+    }
+    for _ in 0..2 {
+        let f = f.clone();
+        working.spawn(async move {
+            for _ in 0..20 {
+                reconcile(&f).await;
+                for row in despite_conflicts!(f.store.claim_outbox(3, LONG)) {
+                    despite_conflicts!(f.store.settle_outbox(&[row.id]));
+                }
+            }
+        });
+    }
+    working.join_all().await;
+
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while f.laggards().await > 0 {
+        assert!(tokio::time::Instant::now() < deadline, "someone stays behind");
+        reconcile(&f).await;
+    }
+    for row in f.store.claim_outbox(100, LONG).await.unwrap() {
+        f.store.settle_outbox(&[row.id]).await.unwrap();
+    }
+    assert_eq!((f.store.outbox_state().await.unwrap().0, f.laggards().await), (0, 0));
+    // A run at the head moves only if nothing of others is missing below it.
+    let head = f.say(id, ann, "last").await;
+    let runs: Vec<_> = members.iter().map(|user| by_offline(id, *user, head, head)).collect();
+    for outcome in f.settle(&runs).await {
+        assert!(matches!(outcome, Settled::Moved { .. }), "{outcome:?}");
+    }
 }
 
 pub async fn the_tables_are_laid_once_however_many_try(f: Arc<Fixture>) {

@@ -2,4 +2,8 @@
 -- an earlier try of $2 whose answer got lost.
 select id
 from conversations
-where direct_key = $3 or (id = $1 and created_by = $2)
+where direct_key = $3
+union
+select id
+from conversations
+where id = $1 and created_by = $2

@@ -4,10 +4,11 @@ with page as (
     select p.conversation_id, p.history_from_seq,
         case
             when $3::uuid is null then c.last_seq + 1
+            -- `offset 0`: found by its id and by nothing else, whatever the planner believes.
             else (
                 select before.seq
-                from messages before
-                where before.id = $3 and before.conversation_id = p.conversation_id
+                from (select conversation_id, seq from messages where id = $3 offset 0) before
+                where before.conversation_id = p.conversation_id
                     and before.seq >= p.history_from_seq
             )
         end as before_seq

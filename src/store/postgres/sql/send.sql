@@ -14,36 +14,56 @@ with input as materialized (
 -- All in the statement's one snapshot, members_version too. A message sent before is found before
 -- anything is asked of the sender: he gets it again also when he left since.
 judged as materialized (
-    select i.*, first.id as first_id, c.members_version,
+    select i.*, first.id as first_id, sender.members_version,
         case
             when first.id is not null and first.body_hash = i.body_hash then 1
             when first.id is not null then 2
-            when p.user_id is null then 3
-            when not p.can_send_messages then 4
-            when i.parent_id is not null and parent.id is null then 5
+            when sender.user_id is null then 3
+            when not sender.can_send_messages then 4
+            when i.parent_id is not null and not coalesce(
+                parent.conversation_id = i.conversation_id
+                    and parent.seq >= sender.history_from_seq,
+                false
+            ) then 5
             when parent.deleted_at is not null then 6
             when i.mentions is not null and exists (
                 select
                 from jsonb_array_elements(i.mentions::jsonb) mention
-                where not exists (
-                    select
-                    from participants named
-                    where named.conversation_id = i.conversation_id
-                        and named.user_id = (mention ->> 'user_id')::uuid
-                        and named.left_seq is null
-                )
+                left join lateral (
+                    select user_id
+                    from participants
+                    where conversation_id = i.conversation_id
+                        and user_id = (mention ->> 'user_id')::uuid
+                        and left_seq is null
+                    offset 0
+                ) named on true
+                where named.user_id is null
             ) then 7
             else 0
         end::int2 as verdict
     from input i
-    left join messages first
-        on first.sender_id = i.sender_id and first.client_message_id = i.client_message_id
-    left join participants p
-        on p.conversation_id = i.conversation_id and p.user_id = i.sender_id and p.left_seq is null
-    left join conversations c on c.id = p.conversation_id
-    left join messages parent
-        on parent.id = i.parent_id and parent.conversation_id = i.conversation_id
-        and parent.seq >= p.history_from_seq
+    -- `offset 0`: each is looked up by just these columns. A plan made while the tables are empty,
+    -- and kept, would else join whole tables, or read a conversation to find the parent.
+    left join lateral (
+        select id, body_hash
+        from messages
+        where sender_id = i.sender_id and client_message_id = i.client_message_id
+        offset 0
+    ) first on true
+    left join lateral (
+        select p.user_id, p.can_send_messages, p.history_from_seq, c.members_version
+        from participants p
+        join conversations c on c.id = p.conversation_id
+        where p.conversation_id = i.conversation_id and p.user_id = i.sender_id
+            and p.left_seq is null
+        offset 0
+    ) sender on true
+    left join lateral (
+        select conversation_id, seq, deleted_at
+        from messages
+        where id = i.parent_id
+        offset 0
+    ) parent on true
 ),
 grouped as materialized (
     select conversation_id, min(members_version) as members_version, count(*)::int4 as n,

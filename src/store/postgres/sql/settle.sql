@@ -8,12 +8,18 @@ with input as materialized (
 ),
 -- In (conversation, user) order: two flushes do not deadlock. The watermarks are those under the
 -- lock. A head in the snapshot means that all messages up to it are in the snapshot, too, for
--- seqs commit in their order.
+-- seqs commit in their order. (`offset 0`: not before the member, or a plan made for empty tables
+-- reads all members of the conversation to find one.)
 locked as materialized (
     select i.*, p.settled_seq, p.delivered_seq, c.last_seq as head, c.member_count
     from input i
     join participants p on p.conversation_id = i.conversation_id and p.user_id = i.user_id
-    join conversations c on c.id = i.conversation_id
+    cross join lateral (
+        select last_seq, member_count
+        from conversations
+        where id = i.conversation_id
+        offset 0
+    ) c
     where p.left_seq is null and i.lo <= i.hi and i.hi <= c.last_seq
     order by p.conversation_id, p.user_id, i.lo
     for no key update of p
