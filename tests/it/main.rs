@@ -6,6 +6,7 @@ mod harness;
 
 mod bus;
 mod delivery;
+mod faults;
 mod handed;
 mod lifecycle;
 mod limits;
@@ -18,6 +19,7 @@ mod online;
 mod own_redis;
 mod presence;
 mod protocol;
+mod requests;
 mod slow;
 mod startup;
 mod store;

@@ -10,6 +10,7 @@ use crate::harness::{PATIENCE, scenarios, within};
 scenarios! {
     one_removed_while_he_sends_is_heard_before_his_removal_only,
     one_muted_while_he_sends_is_heard_before_that_only,
+    one_who_sends_while_others_come_is_never_refused,
     a_removed_member_gets_his_own_removal_and_nothing_after_it,
     one_added_without_history_sees_nothing_of_before,
     one_who_comes_back_sees_what_comes_then,
@@ -91,6 +92,39 @@ async fn one_removed_while_he_sends_is_heard_before_his_removal_only(cluster: &C
 
 async fn one_muted_while_he_sends_is_heard_before_that_only(cluster: &Cluster) {
     race(cluster, Some(json!({ "can_send_messages": false })), 403, "forbidden").await;
+}
+
+/// Each change of the members makes the sends that met it be judged again, not be refused.
+async fn one_who_sends_while_others_come_is_never_refused(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let conversation = cluster.group(0, alice, &[bob]).await;
+    let mut at_bob = cluster.connect(1, bob).await;
+    let path = format!("/api/v1/conversations/{conversation}/participants");
+    let changes = async {
+        for _ in 0..25 {
+            let body = json!({ "user_ids": [user()] });
+            cluster.rest(0, alice).post(&path, body).await.body(200);
+        }
+    };
+    let sends = async {
+        let mut seqs = Vec::new();
+        for _ in 0..25 {
+            let mut refs = Vec::new();
+            for _ in 0..4 {
+                refs.push(at_bob.submit("send_message", text(conversation, "welcome")).await);
+            }
+            for reference in refs {
+                let sent = at_bob.answer(&reference).await.ok();
+                seqs.push(sent["message"]["seq"].as_i64().unwrap());
+            }
+        }
+        seqs
+    };
+    let ((), seqs) = tokio::join!(changes, sends);
+    assert!(seqs.is_sorted(), "one socket's messages keep their order: {seqs:?}");
+    let path = format!("/api/v1/conversations/{conversation}");
+    let shown = cluster.rest(0, alice).get(&path).await.body(200);
+    assert_eq!(shown["last_seq"], 1 + 25 + 100, "each change and message took one seq");
 }
 
 async fn a_removed_member_gets_his_own_removal_and_nothing_after_it(cluster: &Cluster) {
