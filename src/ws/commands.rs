@@ -9,11 +9,13 @@ use tokio::time::{Duration, Instant};
 
 use super::Node;
 use super::handle::Session;
+use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command};
 use crate::protocol::event::{self, Event};
 use crate::protocol::problem::Problem;
+use crate::write_path::Sent;
 
 /// Commands that cannot be understood, in a minute, before the session ends.
 const MAX_FAULTS: u32 = 20;
@@ -30,8 +32,8 @@ pub async fn on_message(
         return Err(code);
     }
     let limit = node.limits.max_frame_bytes;
-    if message.len() > limit {
-        let size = message.len();
+    let size = message.len();
+    if size > limit {
         let detail = format!("the frame has {size} bytes, at most {limit} are allowed");
         session.answer(event::error(None, &Problem::new(Code::TooLarge, detail)));
         return Ok(());
@@ -43,7 +45,7 @@ pub async fn on_message(
     let frame = command::decode(&mut message, &node.limits);
     let reference = frame.reference;
     match frame.command {
-        Ok(command) => on_command(command, reference, session, node).await,
+        Ok(command) => on_command(command, reference, size, session, node).await,
         Err(problem) => {
             if frame.is_send {
                 node.metrics.sends.refused.of(problem.code).increment(1);
@@ -60,6 +62,7 @@ pub async fn on_message(
 async fn on_command(
     command: Command,
     reference: Option<String>,
+    size: usize,
     session: &Arc<Session>,
     node: &Arc<Node>,
 ) {
@@ -71,20 +74,17 @@ async fn on_command(
             }
         }
         Command::SendMessage(send) => {
-            let room = session.in_flight.acquire().await;
-            room.expect("the semaphore is never closed").forget();
+            let reserved = session.reserve(size).await;
             let answered = session.clone();
-            let reply = Box::new(move |result: Result<crate::write_path::Sent, Problem>| {
-                answered.in_flight.add_permits(1);
-                match (result, &reference) {
+            let reply = Box::new(move |result: Result<Sent, Problem>| {
+                let answer = match (result, &reference) {
                     (Ok(sent), Some(reference)) => {
-                        answered.answer(event::ok(reference, json!({ "message": sent.message() })));
+                        event::ok(reference, json!({ "message": sent.message() }))
                     }
-                    (Ok(_), None) => {}
-                    (Err(problem), reference) => {
-                        answered.answer(event::error(reference.as_deref(), &problem));
-                    }
-                }
+                    (Ok(_), None) => return answered.release(reserved),
+                    (Err(problem), reference) => event::error(reference.as_deref(), &problem),
+                };
+                answered.push(Item { reserved, ..Item::text(answer, Class::Answer) });
             });
             node.write_path.send(session.user_id, Some(session.id), send, reply);
         }

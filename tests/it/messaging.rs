@@ -343,8 +343,11 @@ async fn thousands_of_messages_arrive_once_and_leave_no_gap(cluster: &Cluster) {
             }
         }
     }
-    let talk = async |at: usize, me: Uuid| {
-        let mut client = cluster.connect(at, me).await;
+    // All are there before the first one speaks.
+    let clients = users.iter().enumerate().map(|(at, me)| cluster.connect(at, *me));
+    let clients = join_all(clients).await;
+    let talk = async |mut client: Client| {
+        let me = client.user;
         let mut refs = Vec::new();
         for n in 0..each {
             let body = text(target(&me, n), &format!("message {n}"));
@@ -362,8 +365,7 @@ async fn thousands_of_messages_arrive_once_and_leave_no_gap(cluster: &Cluster) {
         }
         (client, acknowledged, received)
     };
-    let talks = users.iter().enumerate().map(|(at, me)| talk(at, *me));
-    let talks = join_all(talks).await;
+    let talks = join_all(clients.into_iter().map(talk)).await;
 
     let mut seqs: BTreeMap<Uuid, BTreeSet<i64>> = BTreeMap::new();
     for (conversation, seq) in talks.iter().flat_map(|(_, acknowledged, _)| acknowledged) {
