@@ -19,9 +19,8 @@ use crate::ids::{ConversationId, OutboxId, Seq, SessionId, UserId};
 use crate::offline::{Offline, Reason, Recipient, Record};
 use crate::presence::{Presence, Status};
 use crate::protocol::event;
-use crate::protocol::model::ChangeKind;
-use crate::protocol::model::Message;
-use crate::store::types::{Changed, Members, Proof, Run};
+use crate::protocol::model::{ChangeKind, Message};
+use crate::store::types::{Changed, MemberState, Members, Proof, Run};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
@@ -41,6 +40,8 @@ pub struct Dispatch {
 /// One committed change.
 pub enum Event {
     Message {
+        /// Created, edited or deleted.
+        kind: ChangeKind,
         message: Arc<Message>,
         /// The session that gets no event of it, for it has the answer.
         origin: Option<SessionId>,
@@ -60,8 +61,15 @@ impl Event {
 
     fn seq(&self) -> Seq {
         match self {
-            Self::Message { message, .. } => message.seq,
+            Self::Message { kind, message, .. } => message.told(*kind).1,
             Self::Conversation(changed) => changed.seq,
+        }
+    }
+
+    fn is_seen_by(&self, member: &MemberState) -> bool {
+        match self {
+            Self::Message { message, .. } => member.sees_change_of(message.seq, self.seq()),
+            Self::Conversation(changed) => member.sees(changed.seq),
         }
     }
 
@@ -73,8 +81,9 @@ impl Event {
     }
 }
 
-/// A message and those who had no device to receive it.
+/// A change of a message and those who had no device to receive it.
 struct Absent {
+    kind: ChangeKind,
     message: Arc<Message>,
     members: Arc<Members>,
     users: Vec<UserId>,
@@ -144,7 +153,7 @@ impl Dispatcher {
                 continue;
             };
             if let Some(bytes) = self.encode(event).await? {
-                for member in members.members.iter().filter(|member| member.sees(event.seq())) {
+                for member in members.members.iter().filter(|member| event.is_seen_by(member)) {
                     publishes.push((member.user_id, bytes.clone()));
                     of.push(at);
                 }
@@ -157,7 +166,8 @@ impl Dispatcher {
         self.metrics.dispatch.published.increment(publishes.len() as u64);
         let mut absent: HashMap<usize, Absent> = HashMap::new();
         for (((user, _), at), count) in publishes.iter().zip(of).zip(receivers) {
-            let (Event::Message { message, .. }, Some(members)) = (&events[at], &members_of[at])
+            let (Event::Message { kind, message, .. }, Some(members)) =
+                (&events[at], &members_of[at])
             else {
                 continue;
             };
@@ -165,6 +175,7 @@ impl Dispatcher {
                 continue;
             }
             let entry = absent.entry(at).or_insert_with(|| Absent {
+                kind: *kind,
                 message: message.clone(),
                 members: members.clone(),
                 users: Vec::new(),
@@ -179,10 +190,10 @@ impl Dispatcher {
 
     async fn encode(&self, event: &Event) -> Result<Option<Bytes>, StoreError> {
         match event {
-            Event::Message { message, origin, received, .. } => {
+            Event::Message { kind, message, origin, received, .. } => {
                 let age = received.elapsed().as_millis() as i64;
                 let sent_at = Timestamp::from_millis(Timestamp::now().millis() - age);
-                Ok(Some(message_envelope(message, *origin, sent_at).encode()))
+                Ok(Some(message_envelope(*kind, message, *origin, sent_at).encode()))
             }
             Event::Conversation(changed) => {
                 let id = changed.conversation_id;
@@ -230,7 +241,7 @@ impl Dispatcher {
                 let recipients = recipients
                     .map(|user| recipient(&absent.message, *user, muted(&absent.members, *user)))
                     .collect();
-                this.hand_over(absent.message.clone(), recipients, Reason::Absent)
+                this.hand_over(absent.kind, absent.message.clone(), recipients, Reason::Absent)
             });
             for runs in futures_util::future::join_all(hand_overs).await {
                 runs.into_iter().for_each(|run| this.proofs.add(run));
@@ -238,18 +249,21 @@ impl Dispatcher {
         });
     }
 
-    /// Gives a message to the offline sink and waits for its confirmation; returns what is proven
-    /// by it. What was not confirmed is left to Reconcile.
+    /// Gives a change of a message to the offline sink and waits for its confirmation; returns what
+    /// is proven by it. A message that was not confirmed is left to Reconcile. The later changes
+    /// prove nothing, for they hold nobody's line up: whoever misses one reads it again.
     pub async fn hand_over(
         &self,
+        kind: ChangeKind,
         message: Arc<Message>,
         recipients: Vec<Recipient>,
         reason: Reason,
     ) -> Vec<Run> {
         let mut runs = Vec::with_capacity(recipients.len());
-        for record in Record::split(ChangeKind::MessageCreated, &message, recipients, reason) {
+        for record in Record::split(kind, &message, recipients, reason) {
             let users: Vec<UserId> = record.recipients().iter().map(|r| r.user_id).collect();
             match self.offline.hand_over(record).await {
+                Ok(()) if kind != ChangeKind::MessageCreated => {}
                 Ok(()) => {
                     runs.extend(users.into_iter().map(|user_id| Run {
                         conversation_id: message.conversation_id,
@@ -281,21 +295,23 @@ fn muted(members: &Members, user: UserId) -> bool {
 }
 
 pub fn message_envelope(
+    kind: ChangeKind,
     message: &Message,
     origin: Option<SessionId>,
     sent_at: Timestamp,
 ) -> Envelope {
+    let (_, seq) = message.told(kind);
     Envelope {
         head: Head {
             class: Class::Stored,
             conversation_id: message.conversation_id,
             sender_id: message.sender_id,
             origin,
-            lo: message.seq,
-            hi: message.seq,
+            lo: seq,
+            hi: seq,
             sent_at,
         },
-        full: event::Event::new_message(message, Timestamp::now()).encode(),
+        full: event::Event::message(kind, message, Timestamp::now()).encode(),
         classic: Classic::Same,
     }
 }

@@ -14,6 +14,7 @@ use crate::ids::UserId;
 use crate::offline::Reason;
 use crate::presence::Status;
 use crate::protocol::event::Event;
+use crate::protocol::model::ChangeKind;
 use crate::store::StoreError;
 use crate::store::types::{Laggard, Proof, Run};
 use crate::telemetry::metrics::LaggardOutcome;
@@ -27,6 +28,9 @@ const PAGE: u32 = 100;
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// How soon to look again when presence is not known.
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a laggard lacks is messages, not their later changes.
+const CREATED: ChangeKind = ChangeKind::MessageCreated;
 
 /// What is to be done about one laggard.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -140,9 +144,9 @@ async fn take(
 async fn republish(dispatcher: &Arc<Dispatcher>, laggard: &Laggard) -> Result<bool, StoreError> {
     let Laggard { user_id, conversation_id, settled_seq, .. } = *laggard;
     let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
-    let envelopes = lacking
-        .iter()
-        .map(|message| (user_id, message_envelope(message, None, message.created_at).encode()));
+    let envelopes = lacking.iter().map(|message| {
+        (user_id, message_envelope(CREATED, message, None, message.created_at).encode())
+    });
     let envelopes: Vec<_> = envelopes.collect();
     dispatcher.bus.publish(&envelopes).await;
     // Its proof removes the row.
@@ -163,7 +167,7 @@ async fn hand_over(
         let count = lacking.len();
         let records = lacking.into_iter().map(|message| {
             let recipients = vec![recipient(&message, user_id, muted)];
-            dispatcher.hand_over(Arc::new(message), recipients, reason)
+            dispatcher.hand_over(CREATED, Arc::new(message), recipients, reason)
         });
         let confirmed = futures_util::future::join_all(records).await;
         if confirmed.iter().map(Vec::len).sum::<usize>() < count {

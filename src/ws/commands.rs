@@ -10,10 +10,14 @@ use tokio::time::{Duration, Instant};
 use super::Node;
 use super::handle::Session;
 use crate::clock::Timestamp;
+use crate::ids::MessageId;
 use crate::protocol::code::{CloseCode, Code};
-use crate::protocol::command::{self, Command};
+use crate::protocol::command::{self, Command, EditMessage};
 use crate::protocol::event::{self, Event};
+use crate::protocol::model::Message;
 use crate::protocol::problem::Problem;
+use crate::store::types::Amendment;
+use crate::write_path::Sent;
 
 /// Commands that cannot be understood, in a minute, before the session ends.
 const MAX_FAULTS: u32 = 20;
@@ -65,23 +69,48 @@ async fn on_command(
             }
         }
         Command::SendMessage(send) => {
-            let room = session.in_flight.acquire().await;
-            room.expect("the semaphore is never closed").forget();
-            let answered = session.clone();
-            let reply = Box::new(move |result: Result<crate::write_path::Sent, Problem>| {
-                answered.in_flight.add_permits(1);
-                match (result, &reference) {
-                    (Ok(sent), Some(reference)) => {
-                        answered.answer(event::ok(reference, json!({ "message": sent.message() })));
-                    }
-                    (Ok(_), None) => {}
-                    (Err(problem), reference) => {
-                        answered.answer(event::error(reference.as_deref(), &problem));
-                    }
-                }
+            let answered = take_room(session).await;
+            let reply = Box::new(move |result: Result<Sent, Problem>| {
+                finish(&answered, reference.as_deref(), result.as_ref().map(Sent::message));
             });
             node.write_path.send(session.user_id, Some(session.id), send, reply);
         }
+        Command::EditMessage(id, edit) => amend(id, Some(edit), reference, session, node).await,
+        Command::DeleteMessage(id) => amend(id, None, reference, session, node).await,
+    }
+}
+
+async fn amend(
+    message_id: MessageId,
+    edit: Option<EditMessage>,
+    reference: Option<String>,
+    session: &Arc<Session>,
+    node: &Arc<Node>,
+) {
+    let answered = take_room(session).await;
+    let reply = Box::new(move |result: Result<Arc<Message>, Problem>| {
+        finish(&answered, reference.as_deref(), result.as_ref().map(Arc::as_ref));
+    });
+    let amendment = Amendment { by: session.user_id, message_id, edit };
+    node.write_path.amend(amendment, Some(session.id), reply);
+}
+
+/// Waits for room among the commands in flight; [`finish`] gives it back.
+async fn take_room(session: &Arc<Session>) -> Arc<Session> {
+    let room = session.in_flight.acquire().await;
+    room.expect("the semaphore is never closed").forget();
+    session.clone()
+}
+
+/// Answers a command that made or changed a message.
+fn finish(session: &Session, reference: Option<&str>, result: Result<&Message, &Problem>) {
+    session.in_flight.add_permits(1);
+    match (result, reference) {
+        (Ok(message), Some(reference)) => {
+            session.answer(event::ok(reference, json!({ "message": message })));
+        }
+        (Ok(_), None) => {}
+        (Err(problem), reference) => session.answer(event::error(reference, problem)),
     }
 }
 
