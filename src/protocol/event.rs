@@ -175,7 +175,7 @@ mod tests {
             r#""id":"018bcfe5-6807-7abc-8000-000000000001","#,
             r#""conversation_id":"018bcfe5-6807-7abc-8000-000000000002","seq":7,"change_seq":9,"#,
             r#""sender_id":"018bcfe5-6807-7abc-8000-000000000003","client_message_id":null,"#,
-            r#""message_type":"text","content":"hi "there"","parent_message_id":null,"#,
+            r#""message_type":"text","content":"hi \"there\"","parent_message_id":null,"#,
             r#""reply_count":1,"mentions":null,"metadata":null,"#,
             r#""created_at":"2023-11-14T22:13:20.007Z","edited_at":"2023-11-14T22:13:20.009Z","#,
             r#""deleted_at":null},"seq":9,"timestamp":"2023-11-14T22:13:20.010Z"}}"#,
