@@ -40,6 +40,8 @@ const OUTBOX_LEASE_SPARE: Duration = Duration::from_secs(10);
 const STAGE_LIMIT: Duration = Duration::from_secs(10);
 /// Sockets are closed in steps of this length.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
+/// How often a node without Redis makes sure that it is alone.
+const LOCK_CHECK: Duration = Duration::from_secs(10);
 /// Behind the open sockets' `accept`: a storm of reconnects waits in the kernel.
 const BACKLOG: u32 = 4_096;
 
@@ -120,6 +122,7 @@ impl App {
             metrics: metrics.clone(),
             attempted,
             tasks: stages.dispatch.tasks.clone(),
+            stop: stages.dispatch.stop.clone(),
             hand_overs: Dispatcher::hand_over_bound(),
         });
         let lease = config.delivery.settle_grace + OUTBOX_LEASE_SPARE;
@@ -150,8 +153,10 @@ impl App {
             .outbox
             .spawn("settle", outbox::settle_attempted(dispatcher.clone(), attempts, grace, stop()));
         stages.outbox.spawn("sweep", outbox::sweep(dispatcher.clone(), lease, stop()));
-        spawn("reconcile", reconcile::run(dispatcher, config.delivery.clone(), stop()));
+        let (hasten, hastened) = mpsc::channel(reconcile::HASTEN_QUEUE);
+        spawn("reconcile", reconcile::run(dispatcher, config.delivery.clone(), hastened, stop()));
 
+        stages.offline.guard();
         let node = Arc::new(Node {
             limits: Limits {
                 max_frame_bytes: config.limits.frame_bytes,
@@ -166,7 +171,7 @@ impl App {
             store,
             store_epoch,
             offline,
-            write_path: WritePath::new(lanes, proofs, metrics.clone()),
+            write_path: WritePath::new(lanes, proofs, hasten, metrics.clone()),
             metrics,
             sessions: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -176,12 +181,20 @@ impl App {
         stages.listeners.spawn(
             "heartbeat",
             heartbeat::run(
-                hub,
+                hub.clone(),
                 config.ws.heartbeat_interval,
                 config.ws.heartbeat_timeout,
                 stages.listeners.stop.clone(),
             ),
         );
+        stages.bus.spawn("gaps", hub.clone().spread_gaps(stages.bus.stop.clone()));
+        if matches!(config.bus, BusConfig::Local) {
+            let keep = keep_single_node_lock(node.store.clone(), stages.outbox.stop.clone());
+            stages.outbox.spawn("single-node lock", keep);
+        }
+        // Tasks that these started by themselves are watched, too.
+        stages.bus.guard();
+        stages.presence.guard();
         let upkeep = telemetry::run_upkeep(node.metrics.clone(), exporter.clone());
         let stop = stages.offline.stop.clone();
         stages.offline.spawn("upkeep", async move {
@@ -248,12 +261,15 @@ impl App {
         for stage in [stages.lanes, stages.dispatch, stages.proofs, stages.outbox] {
             ended &= stage.end(STAGE_LIMIT).await;
         }
+        // Told before they close, so that their tasks do not end unasked.
+        stages.presence.stop.cancel();
         node.presence.close().await;
         ended &= stages.presence.end(STAGE_LIMIT).await;
         ended &= stages.bus.end(STAGE_LIMIT).await;
+        stages.offline.stop.cancel();
         node.offline.close().await;
         ended &= stages.offline.end(STAGE_LIMIT).await;
-        node.store.close().await;
+        ended &= tokio::time::timeout(STAGE_LIMIT, node.store.close()).await.is_ok();
         ended
     }
 }
@@ -276,6 +292,12 @@ async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store>
         StoreConfig::Sqlite(_) => "DATA_DIR",
     };
     let store = Store::connect(&config.store, metrics.clone()).await.context(setting)?;
+    if matches!(config.bus, BusConfig::Local) && !store.lock_single_node().await.context(setting)? {
+        bail!(
+            "{setting}: another node works on this store, and nodes without REDIS_URL \
+             do not hear each other; set REDIS_URL on all of them"
+        );
+    }
     if config.migrate_on_start {
         store.migrate().await.context("the tables could not be laid")?;
     }
@@ -286,12 +308,6 @@ async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store>
         ),
         Schema::Ahead => tracing::warn!("the tables are of a later release, which is fine"),
         Schema::Current => {}
-    }
-    if matches!(config.bus, BusConfig::Local) && !store.lock_single_node().await.context(setting)? {
-        bail!(
-            "{setting}: another node works on this store, and nodes without REDIS_URL \
-             do not hear each other; set REDIS_URL on all of them"
-        );
     }
     Ok(store)
 }
@@ -317,6 +333,22 @@ fn bind(addr: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     Ok((listener, addr))
 }
 
+/// Ends, which stops the node, when another node has taken the store for itself: the lock is lost
+/// with its connection, and taken anew if nobody else has it.
+async fn keep_single_node_lock(store: Store, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOCK_CHECK) => {}
+        }
+        // A store that is away keeps everyone from writing.
+        if let Ok(false) = store.lock_single_node().await {
+            tracing::error!("another node works on this store; set REDIS_URL on both");
+            return;
+        }
+    }
+}
+
 /// A lease that ran out is never revived: the node has a new id, and all its sessions are
 /// registered again under it.
 async fn re_register(node: Arc<Node>, stop: CancellationToken) {
@@ -331,15 +363,21 @@ async fn re_register(node: Arc<Node>, stop: CancellationToken) {
         }
         let node_id = *leases.borrow_and_update();
         let sessions = node.hub.sessions();
-        let entries =
-            sessions.iter().map(|session| (session.user_id, session.entry(node_id))).collect();
+        let entries = sessions.iter().map(|session| (session.user_id, session.entry(node_id)));
+        let entries = entries.collect();
         match node.presence.register_again(entries).await {
             Ok(registered) => {
                 for (session, registered) in sessions.iter().zip(registered) {
                     if registered.younger {
                         session.queue.end(CloseCode::Replaced);
+                    } else if registered.devices > node.config.presence.max_devices {
+                        session.queue.end(CloseCode::TooManyDevices);
                     }
                 }
+                // Those that left meanwhile may have been taken out before they were put back.
+                let ended = sessions.iter().filter(|session| session.queue.ended().is_some());
+                let ended = ended.map(|s| (s.user_id, s.device_id.clone(), s.id)).collect();
+                node.presence.remove_many(ended).await;
                 tracing::warn!(%node_id, sessions = sessions.len(), "a new lease, registered anew");
             }
             Err(error) => tracing::error!(%error, "sessions were not registered anew"),

@@ -66,18 +66,15 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
         return Ok(true);
     }
     tracing::info!(?config, "settings");
-    let stop = shutdown::signals();
-    let app = App::build(config).await?;
+    let mut stop = std::pin::pin!(shutdown::signals()?);
+    let app = tokio::select! {
+        app = App::build(config) => app?,
+        () = &mut stop => return Ok(true),
+    };
     tracing::info!(addr = %app.addr(), "listening");
     if let Some(addr) = app.admin_addr() {
         tracing::info!(%addr, "admin listening");
     }
     println!("tidings {} at http://{}", env!("CARGO_PKG_VERSION"), app.addr());
-    Ok(app
-        .run(async {
-            if stop.await.is_err() {
-                std::future::pending().await
-            }
-        })
-        .await)
+    Ok(app.run(stop).await)
 }

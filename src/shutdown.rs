@@ -10,6 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+const GUARD_EVERY: Duration = Duration::from_secs(1);
+
 /// Tasks that end together.
 #[derive(Clone)]
 pub struct Stage {
@@ -32,6 +34,24 @@ impl Stage {
         self.tasks.spawn(async move {
             work.await;
             drop(watch);
+        });
+    }
+
+    /// Watches the tasks that others have put on this stage's tracker by themselves: one that ends
+    /// unasked is a fault, too. Called when all of them have been started.
+    pub fn guard(&self) {
+        let (stage, tasks) = (self.clone(), self.tasks.len());
+        self.spawn("guard", async move {
+            let mut ticks = tokio::time::interval(GUARD_EVERY);
+            loop {
+                tokio::select! {
+                    () = stage.stop.cancelled() => return,
+                    _ = ticks.tick() => {}
+                }
+                if stage.tasks.len() < tasks + 1 {
+                    return;
+                }
+            }
         });
     }
 
@@ -66,26 +86,27 @@ impl Drop for Watch {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once, which loses
-/// nothing that was acknowledged.
-pub async fn signals() -> std::io::Result<()> {
+/// Listens from now on; what it gives resolves at the first SIGTERM or SIGINT. A second one ends
+/// the process at once, which loses nothing that was acknowledged.
+pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    let second = async move {
+    Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::warn!("a second signal: stopping at once");
-        std::process::exit(1);
-    };
-    #[expect(clippy::disallowed_methods, reason = "it outlives every stage, or ends the process")]
-    tokio::spawn(second);
-    Ok(())
+        let second = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("a second signal: stopping at once");
+            std::process::exit(1);
+        };
+        #[expect(clippy::disallowed_methods, reason = "it outlives every stage, or ends them all")]
+        tokio::spawn(second);
+    })
 }
 
 #[cfg(test)]

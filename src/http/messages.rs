@@ -24,7 +24,9 @@ pub async fn send(mut call: Call<'_>) -> Answer {
         });
         send.client_message_id = key.transpose()?;
     }
-    let send = send.checked(&call.node.limits)?;
+    let send = send.checked(&call.node.limits).inspect_err(|problem| {
+        call.node.metrics.sends.refused.of(problem.code).increment(1);
+    })?;
     let (reply, outcome) = oneshot::channel();
     let reply = Box::new(move |result| {
         // The client may have gone; what was stored stands.

@@ -119,6 +119,22 @@ pub async fn serve(
     }
 }
 
+/// One of the connections, for as long as it is held.
+struct Counted(Arc<Server>);
+
+impl Counted {
+    fn new(server: Arc<Server>) -> Self {
+        server.connections.fetch_add(1, Ordering::Relaxed);
+        Self(server)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 async fn connection(
     server: Arc<Server>,
     stream: TcpStream,
@@ -126,8 +142,7 @@ async fn connection(
     door: Door,
     stop: CancellationToken,
 ) {
-    server.connections.fetch_add(1, Ordering::Relaxed);
-    let counted = server.clone();
+    let _counted = Counted::new(server.clone());
     // Events are small and wanted now.
     let _ = stream.set_nodelay(true);
     // An IPv4 client of an IPv6 listener is the IPv4 client the settings speak of.
@@ -151,7 +166,6 @@ async fn connection(
             let _ = tokio::time::timeout(HEAD_TIMEOUT, serving).await;
         }
     }
-    counted.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
 async fn respond(

@@ -72,6 +72,8 @@ pub fn metrics(node: &Arc<Node>, exporter: &PrometheusHandle) -> Response<Full<B
     let redis = &node.metrics.redis;
     redis.subscriptions.set(node.bus.subscriptions() as f64);
     redis.reconnects.absolute(node.bus.reconnects());
+    redis.undecodable.absolute(node.bus.undecodable());
+    redis.lease_losses.absolute(node.presence.lease_losses());
     redis.probe_lag.set(node.bus.probe_lag().unwrap_or_default().as_secs_f64());
     let text = exporter.render();
     answer::with_type(StatusCode::OK, "text/plain; version=0.0.4", text.into())

@@ -56,7 +56,7 @@ impl LocalPresence {
     fn register(&self, user: UserId, mut entry: Entry, joins: bool) -> Registered {
         entry.node = self.node_id();
         let mut shard = self.shard(user);
-        let entries = shard.entry(user).or_default();
+        let entries = shard.entry(user).or_insert_with(|| Vec::with_capacity(1));
         let mut registered = Registered { replaced: None, younger: false, devices: 0 };
         match entries.iter().position(|held| held.device == entry.device) {
             Some(at) => {

@@ -27,6 +27,8 @@ const MAX_DEPTH: usize = 32;
 #[derive(Debug)]
 pub struct Frame {
     pub reference: Option<String>,
+    /// It asked for a message to be sent, whatever became of it.
+    pub is_send: bool,
     pub command: Result<Command, Problem>,
 }
 
@@ -62,7 +64,7 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
     }
     let outer: Outer = match from_json(text) {
         Ok(outer) => outer,
-        Err(problem) => return Frame { reference: None, command: Err(problem) },
+        Err(problem) => return Frame { reference: None, is_send: false, command: Err(problem) },
     };
     let reference = match outer.reference {
         None => None,
@@ -71,7 +73,7 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
             _ => {
                 let detail = format!("ref is a string of at most {MAX_REF_BYTES} bytes");
                 let problem = Problem::invalid("ref", detail);
-                return Frame { reference: None, command: Err(problem) };
+                return Frame { reference: None, is_send: false, command: Err(problem) };
             }
         },
     };
@@ -92,7 +94,7 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
             Err(Problem::new(Code::UnknownCommand, detail))
         }
     };
-    Frame { reference, command }
+    Frame { reference, is_send: outer.kind == "send_message", command }
 }
 
 /// Decodes a JSON body; what does not fit is refused with the path of the field. The bytes are

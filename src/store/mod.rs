@@ -84,6 +84,9 @@ macro_rules! measured {
         let started = Instant::now();
         let result = $call;
         $metrics.store.query.of(Operation::$operation).record(started.elapsed());
+        if let Err(error) = &result {
+            $metrics.store.failures.of(error.failure()).increment(1);
+        }
         result
     }};
 }

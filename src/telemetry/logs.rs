@@ -62,11 +62,11 @@ where
     Ok(Registry::default().with(lines.with_filter(filter(&config.level)?)))
 }
 
-/// A bare level is meant for this service: below `info` its libraries would drown it.
+/// A bare level is meant for this service: below `warn` its libraries would drown it.
 fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
     match level.parse::<LevelFilter>() {
-        Ok(level) if level > LevelFilter::INFO => {
-            EnvFilter::try_new(format!("info,tidings={level}"))
+        Ok(level) if level > LevelFilter::WARN => {
+            EnvFilter::try_new(format!("warn,tidings={level}"))
         }
         _ => EnvFilter::try_new(level),
     }
@@ -283,7 +283,7 @@ mod tests {
         let both = || {
             tracing::debug!("ours");
             tracing::debug!(target: "hyper", "theirs");
-            tracing::info!(target: "hyper", "important");
+            tracing::warn!(target: "hyper", "important");
         };
         let text = log("debug", LogFormat::Json, both);
         assert!(text.contains("ours") && text.contains("important"), "{text}");

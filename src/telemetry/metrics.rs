@@ -68,7 +68,7 @@ labels! {
     Stage "stage" {
         ReceivedCommitted "received_committed",
         CommittedPublished "committed_published",
-        PublishedWritten "published_written",
+        QueuedWritten "queued_written",
     }
     OfflineOutcome "outcome" { Produced "produced", Failed "failed" }
     LaggardOutcome "outcome" {
@@ -290,6 +290,8 @@ groups! {
     }
     redis: RedisMetrics {
         subscriptions: Gauge = "tidings_redis_subscriptions" Count "Channels subscribed to.";
+        undecodable: Counter = "tidings_redis_undecodable_total" Count "Envelopes that could not be read, of another release perhaps.";
+        lease_losses: Counter = "tidings_redis_lease_losses_total" Count "Times the node's lease was lost, and its sessions were registered again.";
         reconnects: Counter = "tidings_redis_reconnects_total" Count "Times the subscribing connection was made anew.";
         probe_lag: Gauge = "tidings_redis_probe_lag_seconds" Seconds "From the last publish to oneself to its arrival.";
     }

@@ -20,7 +20,7 @@ use crate::protocol::code::Code;
 use crate::protocol::model::{ChangeKind, Message};
 use crate::protocol::problem::Problem;
 use crate::store::types::{
-    AmendOutcome, ChangeOutcome, NewMessage, OutboxLease, SendOutcome, Stored,
+    AmendOutcome, Change, ChangeOutcome, NewMessage, OutboxLease, SendOutcome, Stored,
 };
 use crate::store::{Store, StoreError, Writer};
 use crate::telemetry::Metrics;
@@ -131,6 +131,19 @@ impl Lane {
                         received: send.received,
                     });
                 }
+                // This very message, stored by an attempt whose answer was lost.
+                SendOutcome::Duplicate(message) if message.id == send.message.id => {
+                    let message: Arc<Message> = Arc::from(message);
+                    self.metrics.sends.accepted.increment(1);
+                    (send.reply)(Ok(Sent::Created(message.clone())));
+                    events.push(Event::Message {
+                        kind: ChangeKind::MessageCreated,
+                        message,
+                        origin: send.origin,
+                        members_version: i64::MAX,
+                        received: send.received,
+                    });
+                }
                 SendOutcome::Duplicate(message) => {
                     self.metrics.sends.repeated.increment(1);
                     (send.reply)(Ok(Sent::Repeated(Arc::from(message))));
@@ -157,20 +170,21 @@ impl Lane {
         outbox: OutboxLease,
         deadline: Instant,
     ) -> Result<Vec<SendOutcome>, StoreError> {
+        let mut maybe_done = false;
         loop {
             let error = match self.writer.send(messages, outbox).await {
                 Ok(outcomes) => return Ok(outcomes),
                 Err(error) => error,
             };
-            self.metrics.store.failures.of(error.failure()).increment(1);
             match &error {
                 StoreError::Conflict(_) => {}
-                StoreError::Unavailable { maybe_done: true, .. } => {
-                    if let Some(outcomes) = self.look_up(messages, deadline).await? {
-                        return Ok(outcomes);
-                    }
-                }
+                StoreError::Unavailable { maybe_done: true, .. } => maybe_done = true,
                 _ => return Err(error),
+            }
+            // After each conflict, too: the statement that was cut off may have gone on, and have
+            // committed just before this attempt.
+            if maybe_done && let Some(outcomes) = self.look_up(messages, deadline).await? {
+                return Ok(outcomes);
             }
             if Instant::now() >= deadline {
                 return Err(error);
@@ -217,12 +231,22 @@ impl Lane {
         let PendingChange { conversation_id, change, reply, .. } = pending;
         let deadline = Instant::now() + RETRY_FOR;
         let outbox = OutboxLease { id: OutboxId::random(), lease: self.lease };
+        let mut repeated = false;
         let outcome = loop {
-            let change =
-                self.writer.change(conversation_id, &change, self.max_group_size, outbox).await;
-            match change {
-                Err(StoreError::Conflict(_)) if Instant::now() < deadline => {
+            let max = self.max_group_size;
+            match self.writer.change(conversation_id, &change, max, outbox).await {
+                // A change that was made already is none the second time: all may be repeated.
+                Err(StoreError::Conflict(_) | StoreError::Unavailable { maybe_done: true, .. })
+                    if Instant::now() < deadline =>
+                {
+                    repeated = true;
                     tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                // Left or removed by the attempt whose answer was lost.
+                Ok(ChangeOutcome::MemberNotFound | ChangeOutcome::NotFound)
+                    if repeated && matches!(change, Change::RemoveMember { .. }) =>
+                {
+                    break Ok(ChangeOutcome::Unchanged(conversation_id));
                 }
                 other => break other,
             }
@@ -239,7 +263,6 @@ impl Lane {
             }
             Err(error) => {
                 tracing::warn!(%error, "a change of a conversation was not stored");
-                self.metrics.store.failures.of(error.failure()).increment(1);
                 let _ = reply.send(Err(store_problem(&error)));
             }
         }
@@ -257,7 +280,6 @@ impl Lane {
                 Ok(outcome) => break (outcome, outbox),
                 Err(error) => error,
             };
-            self.metrics.store.failures.of(error.failure()).increment(1);
             maybe_done |= matches!(error, StoreError::Unavailable { maybe_done: true, .. });
             let again = maybe_done || matches!(error, StoreError::Conflict(_));
             if !(again && error.is_transient() && Instant::now() < deadline) {

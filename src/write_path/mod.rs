@@ -91,12 +91,24 @@ pub struct PendingAmend {
 pub struct WritePath {
     lanes: Arc<[mpsc::Sender<Request>]>,
     pub proofs: Proofs,
+    hasten: mpsc::Sender<UserId>,
     metrics: Metrics,
 }
 
 impl WritePath {
-    pub fn new(lanes: Vec<mpsc::Sender<Request>>, proofs: Proofs, metrics: Metrics) -> Self {
-        Self { lanes: lanes.into(), proofs, metrics }
+    pub fn new(
+        lanes: Vec<mpsc::Sender<Request>>,
+        proofs: Proofs,
+        hasten: mpsc::Sender<UserId>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { lanes: lanes.into(), proofs, hasten, metrics }
+    }
+
+    /// A socket of this user ended badly: what he is known to lack is looked at now, if there is
+    /// room to remember it, and else when it is due.
+    pub fn hasten(&self, user: UserId) {
+        let _ = self.hasten.try_send(user);
     }
 
     /// All of a conversation's writes of this node go through one lane, in order. A message's id

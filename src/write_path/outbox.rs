@@ -21,6 +21,7 @@ const ROWS: usize = 256;
 /// Rows taken over at a time.
 const CLAIM: u32 = 32;
 const SWEEP_EVERY: Duration = Duration::from_secs(2);
+const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 /// Attempts that may wait for their grace; beyond, dispatch waits.
 pub const ATTEMPTED_QUEUE: usize = 65_536;
 
@@ -62,7 +63,11 @@ pub async fn settle_attempted(
                 Err(_) => break,
             }
         }
-        if let Err(error) = dispatcher.store.settle_outbox(&rows).await {
+        let mut settled = dispatcher.store.settle_outbox(&rows).await;
+        if let Err(StoreError::Conflict(_)) = settled {
+            settled = dispatcher.store.settle_outbox(&rows).await;
+        }
+        if let Err(error) = settled {
             // Their leases run out, and the sweeper takes them.
             tracing::warn!(%error, rows = rows.len(), "outbox rows were not let go");
         }
@@ -74,6 +79,7 @@ pub async fn settle_attempted(
 pub async fn sweep(dispatcher: Arc<Dispatcher>, lease: Duration, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut sampled = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -87,10 +93,23 @@ pub async fn sweep(dispatcher: Arc<Dispatcher>, lease: Duration, stop: Cancellat
             }
             Err(error) => tracing::warn!(%error, "the outbox could not be swept"),
         }
-        if let Ok((rows, age)) = dispatcher.store.outbox_state().await {
-            dispatcher.metrics.dispatch.outbox_rows.set(rows as f64);
-            dispatcher.metrics.dispatch.outbox_oldest.set(age.as_secs_f64());
+        if sampled.is_none_or(|at: Instant| at.elapsed() >= SAMPLE_EVERY) {
+            sample(&dispatcher).await;
+            sampled = Some(Instant::now());
         }
+    }
+}
+
+/// Counts what waits; not often, for a long outage makes many rows.
+async fn sample(dispatcher: &Dispatcher) {
+    let metrics = &dispatcher.metrics.dispatch;
+    if let Ok((rows, age)) = dispatcher.store.outbox_state().await {
+        metrics.outbox_rows.set(rows as f64);
+        metrics.outbox_oldest.set(age.as_secs_f64());
+    }
+    if let Ok((rows, overdue)) = dispatcher.store.laggards_state().await {
+        metrics.laggards_rows.set(rows as f64);
+        metrics.laggards_overdue.set(overdue.as_secs_f64());
     }
 }
 
@@ -99,8 +118,11 @@ async fn take_over(dispatcher: &Arc<Dispatcher>, lease: Duration) -> Result<usiz
     if rows.is_empty() {
         return Ok(0);
     }
-    dispatcher.dispatch(&changes(dispatcher, &rows).await?).await?;
-    let ids: Vec<OutboxId> = rows.iter().map(|row| row.id).collect();
+    let missed = dispatcher.dispatch(&changes(dispatcher, &rows).await?).await;
+    let ids = rows
+        .iter()
+        .filter(|row| !row.entries.iter().any(|entry| missed.contains(&entry.conversation_id)));
+    let ids: Vec<OutboxId> = ids.map(|row| row.id).collect();
     dispatcher.store.settle_outbox(&ids).await?;
     Ok(rows.len())
 }

@@ -22,6 +22,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(100);
 const RUNS: usize = 1_000;
 /// Members with unsettled runs held at most; beyond, new ones are left to Reconcile.
 const MAX_MEMBERS: usize = 200_000;
+/// And runs of one of them.
+const MAX_RUNS: usize = 1_000;
 
 type Key = (ConversationId, UserId);
 
@@ -56,7 +58,11 @@ impl Proofs {
             Entry::Vacant(entry) => {
                 entry.insert(vec![Pending { run, since: Instant::now() }]);
             }
-            Entry::Occupied(mut entry) => merge(entry.get_mut(), run),
+            Entry::Occupied(mut entry) => {
+                if !merge(entry.get_mut(), Pending { run, since: Instant::now() }) {
+                    self.metrics.dispatch.proofs_dropped.increment(1);
+                }
+            }
         }
     }
 
@@ -83,36 +89,36 @@ impl Proofs {
         while self.flush(&store, grace).await > 0 {}
     }
 
-    /// One round: the lowest run of each member. Returns how many moved.
+    /// Offers all that is pending once. Returns how many runs moved.
     async fn flush(&self, store: &Store, grace: Duration) -> usize {
-        let mut taken = std::mem::take(&mut *self.lock());
-        let mut lowest: Vec<Pending> = taken
-            .values_mut()
-            .filter_map(|runs| {
-                let at = (0..runs.len()).min_by_key(|at| runs[*at].run.lo)?;
-                Some(runs.swap_remove(at))
-            })
-            .collect();
+        let mut members: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
         // The order in which rows are locked, here and on every other node.
-        lowest.sort_unstable_by_key(|pending| (pending.run.conversation_id, pending.run.user_id));
+        members.sort_unstable_by_key(|(key, _)| *key);
         let mut moved = 0;
-        let mut back: Vec<Pending> = taken.into_values().flatten().collect();
-        for chunk in lowest.chunks(RUNS) {
-            let runs: Vec<Run> = chunk.iter().map(|pending| pending.run).collect();
+        let mut back = Vec::new();
+        let mut members = members.into_iter().peekable();
+        while members.peek().is_some() {
+            let mut offered = Vec::new();
+            // A member's runs stay together: each reaches down to the one before it.
+            while offered.len() < RUNS
+                && let Some((_, runs)) = members.next()
+            {
+                split(runs, &mut offered, &mut back);
+            }
+            let runs: Vec<Run> = offered.iter().map(|pending| pending.run).collect();
             match store.settle(&runs).await {
                 Ok(outcomes) => {
-                    for (pending, outcome) in chunk.iter().zip(outcomes) {
+                    for (pending, outcome) in offered.into_iter().zip(outcomes) {
                         match outcome {
                             Settled::Moved { .. } => moved += 1,
-                            Settled::Waits => back.push(*pending),
+                            Settled::Waits => back.push(pending),
                             Settled::Refused => {}
                         }
                     }
                 }
                 Err(error) => {
                     tracing::warn!(%error, runs = runs.len(), "proofs could not be stored");
-                    self.metrics.store.failures.of(error.failure()).increment(1);
-                    back.extend_from_slice(chunk);
+                    back.extend(offered);
                 }
             }
         }
@@ -121,26 +127,51 @@ impl Proofs {
         moved
     }
 
+    /// What waited for longer than the grace is left to Reconcile, which finds it by itself.
     fn put_back(&self, back: Vec<Pending>, grace: Duration) {
         let mut pending = self.lock();
-        for waiting in back.into_iter().filter(|waiting| waiting.since.elapsed() < grace) {
+        for waiting in back {
             let key = (waiting.run.conversation_id, waiting.run.user_id);
-            pending.entry(key).or_default().push(waiting);
+            if waiting.since.elapsed() >= grace || !merge(pending.entry(key).or_default(), waiting)
+            {
+                self.metrics.dispatch.proofs_dropped.increment(1);
+            }
+        }
+        pending.retain(|_, runs| !runs.is_empty());
+    }
+}
+
+/// Takes what does not overlap, in order; the rest, runs of another proof, has its turn later.
+fn split(mut runs: Vec<Pending>, offered: &mut Vec<Pending>, back: &mut Vec<Pending>) {
+    runs.sort_unstable_by_key(|pending| pending.run.lo);
+    let mut end = i64::MIN;
+    for pending in runs {
+        if pending.run.lo > end {
+            end = pending.run.hi;
+            offered.push(pending);
+        } else {
+            back.push(pending);
         }
     }
 }
 
-/// Joins a run to a neighbour of the same proof, or keeps it beside.
-fn merge(runs: &mut Vec<Pending>, run: Run) {
-    for held in runs.iter_mut().filter(|held| held.run.proof == run.proof) {
-        let held = &mut held.run;
-        if run.lo <= held.hi + 1 && held.lo <= run.hi + 1 {
-            held.lo = held.lo.min(run.lo);
-            held.hi = held.hi.max(run.hi);
-            return;
+/// Joins a run to all that it touches of the same proof, or keeps it beside; false if there are
+/// too many already.
+fn merge(runs: &mut Vec<Pending>, mut new: Pending) -> bool {
+    runs.retain(|held| {
+        let (old, run) = (&held.run, &mut new.run);
+        let touches = old.proof == run.proof && run.lo <= old.hi + 1 && old.lo <= run.hi + 1;
+        if touches {
+            run.lo = run.lo.min(old.lo);
+            run.hi = run.hi.max(old.hi);
         }
+        !touches
+    });
+    let room = runs.len() < MAX_RUNS;
+    if room {
+        runs.push(new);
     }
-    runs.push(Pending { run, since: Instant::now() });
+    room
 }
 
 #[cfg(test)]
@@ -159,9 +190,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_overlaps_under_another_proof_is_offered_later() {
+        let now = Instant::now();
+        let offline = Run { proof: Proof::Offline, ..run(2, 4) };
+        let pending = [run(1, 2), run(4, 4), offline, run(6, 6)];
+        let pending = pending.map(|run| Pending { run, since: now }).to_vec();
+        let (mut offered, mut back) = (Vec::new(), Vec::new());
+        split(pending, &mut offered, &mut back);
+        let seqs = |runs: &[Pending]| runs.iter().map(|p| p.run.lo).collect::<Vec<_>>();
+        assert_eq!((seqs(&offered), seqs(&back)), (vec![1, 4, 6], vec![2]));
+    }
+
+    #[tokio::test]
     async fn neighbours_become_one_run_and_gaps_stay() {
         let proofs = Proofs::new(Metrics::new().0);
-        for (lo, hi) in [(1, 1), (2, 2), (5, 6), (3, 3), (6, 7)] {
+        for (lo, hi) in [(1, 1), (3, 3), (6, 6), (2, 2), (5, 7)] {
             proofs.add(run(lo, hi));
         }
         let pending = proofs.lock();

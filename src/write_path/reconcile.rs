@@ -4,25 +4,30 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::dispatcher::{Dispatcher, message_envelope, recipient};
 use crate::bus::{Class, Classic, Envelope, Head};
 use crate::clock::Timestamp;
 use crate::config::DeliveryConfig;
-use crate::ids::UserId;
+use crate::ids::{Seq, UserId};
 use crate::offline::Reason;
 use crate::presence::Status;
 use crate::protocol::event::Event;
 use crate::protocol::model::ChangeKind;
-use crate::store::StoreError;
+use crate::store::Result;
 use crate::store::types::{Laggard, Proof, Run};
 use crate::telemetry::metrics::LaggardOutcome;
 
 const EVERY: Duration = Duration::from_millis(500);
-const CLAIM: u32 = 128;
-/// How long a claim is this node's; far longer than working one off takes.
+const CLAIM: u32 = 64;
+/// How long a claim is this node's: longer than the two parts of a round, see [`STEP_LIMIT`].
 const CLAIM_LEASE: Duration = Duration::from_secs(60);
+/// How long one laggard's step may take; all of a part go on at once.
+const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// Users to be hastened that may wait.
+pub const HASTEN_QUEUE: usize = 4_096;
 /// Messages published again, or handed over, at a time for one member.
 const PAGE: u32 = 100;
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
@@ -53,57 +58,91 @@ fn step(laggard: &Laggard, status: &Status, offline_after: Duration) -> Step {
     }
 }
 
-/// Until `stop`.
-pub async fn run(dispatcher: Arc<Dispatcher>, delivery: DeliveryConfig, stop: CancellationToken) {
+/// Until `stop`. `hasten` names users whose sockets ended badly: what they are known to lack is
+/// looked at now.
+pub async fn run(
+    dispatcher: Arc<Dispatcher>,
+    delivery: DeliveryConfig,
+    mut hasten: mpsc::Receiver<UserId>,
+    stop: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut users = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match work_off(&dispatcher, &delivery).await {
+        while users.len() < HASTEN_QUEUE
+            && let Ok(user) = hasten.try_recv()
+        {
+            users.push(user);
+        }
+        if !users.is_empty() {
+            users.sort_unstable();
+            users.dedup();
+            if let Err(error) = dispatcher.store.hasten_laggards(&users).await {
+                tracing::warn!(%error, "laggards were not made due");
+            }
+            users.clear();
+        }
+        // What is cut off here is this node's until its claim runs out, and then anyone's.
+        let worked_off = tokio::select! {
+            () = stop.cancelled() => return,
+            worked_off = work_off(&dispatcher, &delivery) => worked_off,
+        };
+        match worked_off {
             Ok(claimed) if claimed == CLAIM as usize => ticks.reset_immediately(),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "laggards could not be worked off"),
         }
-        if let Ok((rows, overdue)) = dispatcher.store.laggards_state().await {
-            dispatcher.metrics.dispatch.laggards_rows.set(rows as f64);
-            dispatcher.metrics.dispatch.laggards_overdue.set(overdue.as_secs_f64());
-        }
     }
 }
 
-async fn work_off(
-    dispatcher: &Arc<Dispatcher>,
-    delivery: &DeliveryConfig,
-) -> Result<usize, StoreError> {
+async fn work_off(dispatcher: &Arc<Dispatcher>, delivery: &DeliveryConfig) -> Result<usize> {
     let laggards = dispatcher.store.claim_laggards(CLAIM, CLAIM_LEASE).await?;
     if laggards.is_empty() {
         return Ok(0);
     }
     let users: Vec<UserId> = laggards.iter().map(|laggard| laggard.user_id).collect();
     let status = dispatcher.presence.status(&users).await;
-    let mut postponed = Vec::new();
-    for (laggard, status) in laggards.iter().zip(&status) {
-        let step = step(laggard, status, delivery.offline_after);
-        let done = match take(dispatcher, laggard, step).await {
-            Ok(done) => done,
-            Err(error) => {
-                tracing::warn!(%error, user.id = %laggard.user_id, "a laggard stays behind");
-                false
-            }
-        };
-        if !done {
-            let pause = match step {
-                Step::Later => UNKNOWN_PAUSE,
-                _ => backoff(delivery.settle_grace, laggard.tries),
+    let steps = laggards.iter().zip(&status);
+    let steps = steps.map(|(laggard, status)| step(laggard, status, delivery.offline_after));
+    // Live devices first: they do not wait for an offline sink that is away.
+    let (hand_overs, live): (Vec<_>, Vec<_>) =
+        laggards.iter().zip(steps).partition(|(_, step)| matches!(step, Step::HandOver(_)));
+    for part in [live, hand_overs] {
+        let taken = part.iter().map(|(laggard, step)| async move {
+            let taken = tokio::time::timeout(STEP_LIMIT, take(dispatcher, laggard, *step)).await;
+            let done = match taken {
+                Ok(Ok(done)) => done,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, user.id = %laggard.user_id, "a laggard stays behind");
+                    false
+                }
+                Err(_) => false,
             };
-            postponed.push((laggard.user_id, laggard.conversation_id, pause));
-        }
+            (laggard.user_id, laggard.conversation_id, pause(laggard, *step, done, delivery))
+        });
+        let postponed = futures_util::future::join_all(taken).await;
+        dispatcher.store.postpone_laggards(&postponed).await?;
     }
-    dispatcher.store.postpone_laggards(&postponed).await?;
     Ok(laggards.len())
+}
+
+/// When to look again. One who is done is looked at once more, at once: his row is gone, or there
+/// is something new.
+fn pause(laggard: &Laggard, step: Step, done: bool, delivery: &DeliveryConfig) -> Duration {
+    let until_late = delivery.offline_after.saturating_sub(laggard.age);
+    match step {
+        _ if done => Duration::ZERO,
+        Step::Later => UNKNOWN_PAUSE.min(until_late),
+        Step::Republish | Step::Resync => {
+            backoff(delivery.settle_grace, laggard.tries).min(until_late)
+        }
+        Step::HandOver(_) => backoff(delivery.settle_grace, laggard.tries),
+    }
 }
 
 fn backoff(grace: Duration, tries: i32) -> Duration {
@@ -112,11 +151,7 @@ fn backoff(grace: Duration, tries: i32) -> Duration {
 }
 
 /// True if the laggard is settled; its row is gone then.
-async fn take(
-    dispatcher: &Arc<Dispatcher>,
-    laggard: &Laggard,
-    step: Step,
-) -> Result<bool, StoreError> {
+async fn take(dispatcher: &Arc<Dispatcher>, laggard: &Laggard, step: Step) -> Result<bool> {
     dispatcher.metrics.dispatch.laggards.of(step.outcome()).increment(1);
     match step {
         Step::Later => Ok(false),
@@ -141,7 +176,7 @@ async fn take(
     }
 }
 
-async fn republish(dispatcher: &Arc<Dispatcher>, laggard: &Laggard) -> Result<bool, StoreError> {
+async fn republish(dispatcher: &Arc<Dispatcher>, laggard: &Laggard) -> Result<bool> {
     let Laggard { user_id, conversation_id, settled_seq, .. } = *laggard;
     let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
     let envelopes = lacking.iter().map(|message| {
@@ -157,26 +192,29 @@ async fn hand_over(
     dispatcher: &Arc<Dispatcher>,
     laggard: &Laggard,
     reason: Reason,
-) -> Result<bool, StoreError> {
+) -> Result<bool> {
     let Laggard { user_id, conversation_id, mut settled_seq, .. } = *laggard;
     let muted = laggard.muted_until.is_some_and(|until| until > Timestamp::now());
     loop {
         let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
         let Some(last) = lacking.last().map(|message| message.seq) else { return Ok(true) };
         let more = lacking.len() == PAGE as usize;
-        let count = lacking.len();
+        let seqs: Vec<Seq> = lacking.iter().map(|message| message.seq).collect();
         let records = lacking.into_iter().map(|message| {
             let recipients = vec![recipient(&message, user_id, muted)];
             dispatcher.hand_over(CREATED, Arc::new(message), recipients, reason)
         });
         let confirmed = futures_util::future::join_all(records).await;
-        if confirmed.iter().map(Vec::len).sum::<usize>() < count {
+        // What was confirmed in order is not handed over again.
+        let confirmed = confirmed.iter().take_while(|runs| !runs.is_empty()).count();
+        let Some(hi) = seqs[..confirmed].last().copied() else { return Ok(false) };
+        // All that lies between is confirmed, too, or is the user's own.
+        let lo = settled_seq + 1;
+        let run = Run { conversation_id, user_id, lo, hi, proof: Proof::Offline };
+        dispatcher.store.settle(&[run]).await?;
+        if hi < last {
             return Ok(false);
         }
-        // All that lies between is confirmed now, or is the user's own.
-        let run =
-            Run { conversation_id, user_id, lo: settled_seq + 1, hi: last, proof: Proof::Offline };
-        dispatcher.store.settle(&[run]).await?;
         if !more {
             return Ok(true);
         }
@@ -224,6 +262,19 @@ mod tests {
         assert_eq!(step(&laggard(1, 1), &offline, after), Step::HandOver(Reason::Absent));
         assert_eq!(step(&laggard(1, 1), &Status::Unknown, after), Step::Later);
         assert_eq!(step(&laggard(31, 1), &Status::Unknown, after), Step::HandOver(Reason::Late));
+    }
+
+    #[test]
+    fn a_laggard_is_looked_at_when_it_becomes_late() {
+        let delivery = DeliveryConfig {
+            offline_after: Duration::from_secs(30),
+            settle_grace: Duration::from_secs(5),
+        };
+        let tried = Laggard { tries: 4, ..laggard(27, 1) };
+        let pause = |step, done| pause(&tried, step, done, &delivery);
+        assert_eq!(pause(Step::Republish, false), Duration::from_secs(3));
+        assert_eq!(pause(Step::HandOver(Reason::Absent), false), MAX_BACKOFF);
+        assert_eq!(pause(Step::HandOver(Reason::Absent), true), Duration::ZERO);
     }
 
     #[test]

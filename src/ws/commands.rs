@@ -30,6 +30,9 @@ pub async fn on_message(
     node: &Arc<Node>,
     faults: &mut Faults,
 ) -> Result<(), CloseCode> {
+    if let Some(code) = session.queue.ended() {
+        return Err(code);
+    }
     let limit = node.limits.max_frame_bytes;
     if message.len() > limit {
         let size = message.len();
@@ -46,6 +49,9 @@ pub async fn on_message(
     match frame.command {
         Ok(command) => on_command(command, reference, session, node).await,
         Err(problem) => {
+            if frame.is_send {
+                node.metrics.sends.refused.of(problem.code).increment(1);
+            }
             session.answer(event::error(reference.as_deref(), &problem));
             if matches!(problem.code, Code::Malformed | Code::UnknownCommand) {
                 faults.add()?;

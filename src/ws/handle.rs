@@ -11,6 +11,7 @@ use super::outbound::{Bounds, Class, Item, Outbound, Pushed};
 use crate::clock::Timestamp;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::presence::Entry;
+use crate::telemetry::Metrics;
 
 /// Commands of one session that wait for their answer; beyond, its socket is not read.
 const MAX_IN_FLIGHT: usize = 128;
@@ -41,10 +42,11 @@ pub struct Session {
     heard: AtomicU64,
     /// A ping is under way.
     asked: AtomicBool,
+    metrics: Metrics,
 }
 
 impl Session {
-    pub fn new(opening: Opening, bounds: Bounds) -> Self {
+    pub fn new(opening: Opening, bounds: Bounds, metrics: Metrics) -> Self {
         let id = SessionId::random();
         let device_id = opening
             .device_id
@@ -62,6 +64,7 @@ impl Session {
             opened: Instant::now(),
             heard: AtomicU64::new(0),
             asked: AtomicBool::new(false),
+            metrics,
         }
     }
 
@@ -84,8 +87,16 @@ impl Session {
 
     /// Queues an answer; a session without room for it ends as a slow consumer.
     pub fn answer(&self, bytes: Bytes) {
-        // Every outcome but `Queued` means that the session is ending.
-        let _: Pushed = self.queue.push(Item::text(bytes, Class::Answer));
+        self.push(Item::text(bytes, Class::Answer));
+    }
+
+    /// Queues a frame, and counts what had to give way.
+    pub fn push(&self, item: Item) {
+        match self.queue.push(item) {
+            Pushed::Queued | Pushed::Covered | Pushed::Ended => {}
+            Pushed::Dropped => self.metrics.sockets.queue_dropped.increment(1),
+            Pushed::Resync | Pushed::Overflow => self.metrics.sockets.slow_consumers.increment(1),
+        }
     }
 
     /// How presence shows this session while `node` holds it.

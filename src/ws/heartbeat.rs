@@ -8,7 +8,7 @@ use fastwebsockets::OpCode;
 use tokio_util::sync::CancellationToken;
 
 use super::hub::Hub;
-use super::outbound::{Item, Pushed};
+use super::outbound::Item;
 use crate::protocol::code::CloseCode;
 
 /// Silence is judged at this part of the interval: a ping goes out at most so much late.
@@ -29,9 +29,7 @@ pub async fn run(hub: Arc<Hub>, interval: Duration, timeout: Duration, stop: Can
             if silent >= interval + timeout {
                 session.queue.end(CloseCode::HeartbeatMissed);
             } else if silent >= interval && session.ask_for_life() {
-                let ping = Item::control(OpCode::Ping, Bytes::new());
-                // A queue too full for a ping belongs to a session that is being ended.
-                let _: Pushed = session.queue.push(ping);
+                session.push(Item::control(OpCode::Ping, Bytes::new()));
             }
         });
     }

@@ -5,28 +5,38 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Classic, Envelope, Inbox};
-use crate::ids::{SessionId, UserId};
+use crate::ids::{DeviceId, SessionId, UserId};
 use crate::protocol::code::CloseCode;
+use crate::protocol::event::Event;
 use crate::telemetry::Metrics;
 
 use super::handle::Session;
-use super::outbound::{Class, Item, Place, Pushed};
+use super::outbound::{Class, Item, Place};
 
 /// Enough that two cores seldom meet, few enough to walk at each tick of the heartbeat.
 const SHARDS: usize = 64;
+/// Over which the sockets of a node are told of a gap.
+const GAP_SPREAD: Duration = Duration::from_secs(3);
 
 type Shard = HashMap<UserId, Vec<Arc<Session>>>;
 
 pub struct Hub {
     shards: Vec<Mutex<Shard>>,
+    /// Set by the bus when events may have been lost.
+    gap: Notify,
     metrics: Metrics,
 }
 
 impl Hub {
     pub fn new(metrics: Metrics) -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), metrics }
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, gap: Notify::new(), metrics }
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Shard> {
@@ -82,12 +92,32 @@ impl Hub {
         all
     }
 
-    fn queue(&self, session: &Session, item: Item) {
-        match session.queue.push(item) {
-            Pushed::Queued => {}
-            Pushed::Dropped => self.metrics.sockets.queue_dropped.increment(1),
-            Pushed::Resync => self.metrics.sockets.slow_consumers.increment(1),
-            Pushed::Overflow => self.metrics.sockets.slow_consumers.increment(1),
+    /// The session that holds a device now, if it is here.
+    pub fn of_device(&self, user: UserId, device: &DeviceId) -> Option<Arc<Session>> {
+        let shard = self.of(user);
+        shard.get(&user)?.iter().find(|session| session.device_id == *device).cloned()
+    }
+
+    /// Until `stop`: after each gap everyone is told to read again, a part of them at a time, so
+    /// that they do not all come at once.
+    pub async fn spread_gaps(self: Arc<Self>, stop: CancellationToken) {
+        let resync = Event::Resync { conversations: None }.encode();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.gap.notified() => {}
+            }
+            self.metrics.sockets.gaps.increment(1);
+            for shard in 0..SHARDS {
+                for session in self.lock(shard).values().flatten() {
+                    if session.classic {
+                        session.queue.end(CloseCode::Resync);
+                    } else {
+                        session.answer(resync.clone());
+                    }
+                }
+                tokio::time::sleep(GAP_SPREAD / SHARDS as u32).await;
+            }
         }
     }
 }
@@ -121,25 +151,17 @@ impl Inbox for Hub {
             match &envelope.classic {
                 Classic::Own(frames) if session.classic => {
                     for frame in frames {
-                        self.queue(session, Item::text(frame.clone(), class));
+                        session.push(Item::text(frame.clone(), class));
                     }
                 }
                 Classic::None if session.classic => {}
-                _ => self.queue(session, Item::text(envelope.full.clone(), class)),
+                _ => session.push(Item::text(envelope.full.clone(), class)),
             }
         }
     }
 
     /// Events may have been lost: everyone reads again what they missed.
     fn on_gap(&self) {
-        let resync = crate::protocol::event::Event::Resync { conversations: None }.encode();
-        self.for_each(|session| {
-            if session.classic {
-                session.queue.end(CloseCode::Resync);
-            } else {
-                self.queue(session, Item::text(resync.clone(), Class::Answer));
-            }
-        });
-        self.metrics.sockets.gaps.increment(1);
+        self.gap.notify_one();
     }
 }

@@ -68,10 +68,14 @@ impl Item {
 #[must_use]
 pub enum Pushed {
     Queued,
-    /// An ephemeral event found no room, or the session has ended.
+    /// An ephemeral event found no room.
     Dropped,
     /// Stored events gave way to a `resync`, this one among them.
     Resync,
+    /// A `resync` that waits stands for it.
+    Covered,
+    /// The session has ended.
+    Ended,
     /// No room: the session ends as a slow consumer.
     Overflow,
 }
@@ -148,7 +152,7 @@ impl Outbound {
     pub fn push(&self, item: Item) -> Pushed {
         let mut state = self.state();
         if state.end.is_some() {
-            return Pushed::Dropped;
+            return Pushed::Ended;
         }
         let pushed = self.admit(&mut state, item);
         if pushed == Pushed::Overflow {
@@ -157,7 +161,7 @@ impl Outbound {
         }
         // Released before the writer wakes, or it would run into the lock.
         drop(state);
-        if pushed != Pushed::Dropped {
+        if matches!(pushed, Pushed::Queued | Pushed::Resync | Pushed::Overflow) {
             self.wake.notify_one();
         }
         pushed
@@ -166,7 +170,7 @@ impl Outbound {
     fn admit(&self, state: &mut State, item: Item) -> Pushed {
         let stored = matches!(item.class, Class::Stored(_));
         if stored && state.resync {
-            return Pushed::Resync;
+            return Pushed::Covered;
         }
         if state.fits(&item, self.bounds) {
             state.push(item);
@@ -186,12 +190,9 @@ impl Outbound {
         if !state.resync {
             state.retain(|queued| !matches!(queued.class, Class::Stored(_)));
             let resync = Event::Resync { conversations: None }.encode();
-            // Not proof of anything: what it stands for is proven by the sync that follows.
-            let resync = Item::text(resync, Class::Answer);
-            if !state.fits(&resync, self.bounds) {
-                return Pushed::Overflow;
-            }
-            state.push(resync);
+            // Not proof of anything: what it stands for is proven by the sync that follows. Goes
+            // in whatever the bound says, for the writer may hold all that the bound allows.
+            state.push(Item::text(resync, Class::Answer));
             state.resync = true;
         }
         if stored {
@@ -248,6 +249,15 @@ impl Outbound {
         }
     }
 
+    /// Resolves when the session is to end. Cancel safe; called by the writer alone.
+    pub async fn ending(&self) {
+        while self.ended().is_none() {
+            // What this wakes for otherwise is seen by the next `take`, which looks before it
+            // waits.
+            self.wake.notified().await;
+        }
+    }
+
     /// Makes room again for what [`Self::take`] gave.
     pub fn written(&self, items: &VecDeque<Item>) {
         let mut state = self.state();
@@ -299,7 +309,7 @@ mod tests {
             assert_eq!(queue.push(stored()), Pushed::Queued);
         }
         assert_eq!(queue.push(stored()), Pushed::Resync);
-        assert_eq!(queue.push(stored()), Pushed::Resync);
+        assert_eq!(queue.push(stored()), Pushed::Covered);
         assert_eq!(queue.push(item(Class::Answer, 10)), Pushed::Queued);
         let taken = queue.take().await;
         assert_eq!(taken.items.len(), 3, "the two answers and the resync between them");
@@ -320,6 +330,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_resync_finds_room_while_the_writer_holds_all_there_is() {
+        let queue = Outbound::new(BOUNDS, false);
+        for _ in 0..4 {
+            assert_eq!(queue.push(stored()), Pushed::Queued);
+        }
+        let taken = queue.take().await;
+        assert_eq!(queue.push(stored()), Pushed::Resync);
+        queue.written(&taken.items);
+        assert_eq!(queue.take().await.items.len(), 1);
+    }
+
+    #[tokio::test]
     async fn a_classic_session_that_is_too_slow_is_closed() {
         let queue = Outbound::new(BOUNDS, true);
         for _ in 0..4 {
@@ -329,7 +351,7 @@ mod tests {
         let taken = queue.take().await;
         assert_eq!(taken.end, Some(CloseCode::SlowConsumer));
         assert!(taken.items.is_empty());
-        assert_eq!(queue.push(stored()), Pushed::Dropped, "nothing after the end");
+        assert_eq!(queue.push(stored()), Pushed::Ended, "nothing after the end");
     }
 
     #[tokio::test]

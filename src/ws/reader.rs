@@ -4,6 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -69,8 +70,9 @@ async fn burst(
     node: &Arc<Node>,
     faults: &mut Faults,
 ) -> Result<(), CloseCode> {
-    let given = std::sync::atomic::AtomicU64::new(0);
-    let counted = Counted { half, early, given: &given };
+    let given = AtomicU64::new(0);
+    let received = node.metrics.sockets.bytes.of(Direction::In);
+    let counted = Counted { half, early, given: &given, received };
     let (mut reader, _) = after_handshake_split(counted, tokio::io::sink(), Role::Server);
     let limit = node.limits.max_frame_bytes;
     // Control frames are answered through the write queue, in its order.
@@ -100,8 +102,7 @@ async fn burst(
             }
             OpCode::Ping => {
                 let pong = Item::control(OpCode::Pong, payload.freeze());
-                // Every outcome but `Queued` means that the session is ending.
-                let _: super::outbound::Pushed = session.queue.push(pong);
+                session.push(pong);
             }
             OpCode::Pong => {}
             OpCode::Close => return Err(answer_to_close(&payload)),
@@ -128,9 +129,8 @@ async fn burst(
                 }
             }
         }
-        let given = given.load(std::sync::atomic::Ordering::Relaxed);
+        let given = given.load(Ordering::Relaxed);
         if used == given && open.is_none() {
-            node.metrics.sockets.bytes.of(Direction::In).increment(given);
             return Ok(());
         }
     }
@@ -165,7 +165,8 @@ fn answer_to_close(payload: &[u8]) -> CloseCode {
 struct Counted<'a, 'b> {
     half: &'a mut ReadHalf<'b>,
     early: Bytes,
-    given: &'a std::sync::atomic::AtomicU64,
+    given: &'a AtomicU64,
+    received: &'a metrics::Counter,
 }
 
 impl AsyncRead for Counted<'_, '_> {
@@ -183,7 +184,8 @@ impl AsyncRead for Counted<'_, '_> {
             self.early.advance(size);
         }
         let given = (buffer.filled().len() - before) as u64;
-        self.given.fetch_add(given, std::sync::atomic::Ordering::Relaxed);
+        self.given.fetch_add(given, Ordering::Relaxed);
+        self.received.increment(given);
         Poll::Ready(Ok(()))
     }
 }

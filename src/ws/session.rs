@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::handle::{Opening, Session};
 use super::outbound::{Class, Item};
@@ -25,13 +26,23 @@ use crate::protocol::event::{Event, Hello};
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs a socket from its upgrade to its end. `early` is what the client sent behind the handshake.
-pub async fn run(node: Arc<Node>, mut stream: TcpStream, early: Bytes, opening: Opening) {
-    let session = Arc::new(Session::new(opening, node.queue_bounds()));
+/// `asked` is when it was asked for.
+pub async fn run(
+    node: Arc<Node>,
+    mut stream: TcpStream,
+    early: Bytes,
+    opening: Opening,
+    asked: Instant,
+) {
+    let session = Arc::new(Session::new(opening, node.queue_bounds(), node.metrics.clone()));
     node.metrics.sockets.opened.increment(1);
     node.metrics.sockets.open.increment(1.0);
     // Boxed: what joining and leaving need is not to be held by an idle socket.
     let subscribed = match Box::pin(join(&node, &session)).await {
-        Ok(()) => true,
+        Ok(()) => {
+            node.metrics.sockets.handshake.record(asked.elapsed());
+            true
+        }
         Err(refused) => {
             session.queue.refuse(refused.code);
             refused.subscribed
@@ -63,16 +74,35 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
     if let Some(older) = node.hub.insert(session.clone()) {
         older.queue.end(CloseCode::Replaced);
     }
+    // After the insertion: the drain either sees this session, or is seen here.
+    if node.stopping.is_cancelled() {
+        return Err(Refused { code: CloseCode::Restart, subscribed: false });
+    }
     node.bus.subscribe(session.user_id).await.map_err(|error| {
         tracing::warn!(session.id = %session.id, %error, "a session found no bus");
         Refused { code: CloseCode::Overload, subscribed: false }
     })?;
     let refuse = |code| Refused { code, subscribed: true };
+    // Replaced while it waited: the younger session registers the device.
+    if let Some(code) = session.queue.ended() {
+        return Err(refuse(code));
+    }
     let entry = session.entry(node.presence.node_id());
     let registered = node.presence.register(session.user_id, entry).await.map_err(|error| {
         tracing::warn!(session.id = %session.id, %error, "a session found no presence");
         refuse(CloseCode::Overload)
     })?;
+    if let Some(code) = session.queue.ended() {
+        // Replaced in the meantime, and perhaps registered after the younger one: put that right.
+        if let Some(younger) = node.hub.of_device(session.user_id, &session.device_id) {
+            let entry = younger.entry(node.presence.node_id());
+            let again = node.presence.register(session.user_id, entry).await;
+            if let Err(error) = again {
+                tracing::warn!(session.id = %younger.id, %error, "not registered again");
+            }
+        }
+        return Err(refuse(code));
+    }
     if registered.younger {
         return Err(refuse(CloseCode::Replaced));
     }
@@ -113,6 +143,9 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
     node.hub.remove(session);
     if subscribed {
         node.bus.unsubscribe(session.user_id);
+    }
+    if matches!(code, CloseCode::Lost | CloseCode::HeartbeatMissed | CloseCode::SlowConsumer) {
+        node.write_path.hasten(session.user_id);
     }
     node.presence.remove(session.user_id, &session.device_id, session.id).await;
     node.metrics.sockets.open.decrement(1.0);

@@ -40,7 +40,7 @@ pub fn upgrade(
     let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request).map_err(|error| {
         Problem::new(Code::Malformed, format!("no WebSocket handshake: {error}"))
     })?;
-    let started = tokio::time::Instant::now();
+    let asked = tokio::time::Instant::now();
     node.sessions.spawn(async move {
         let upgraded = tokio::time::timeout(UPGRADE_TIMEOUT, upgraded).await;
         // The client went away between its request and our answer.
@@ -50,9 +50,11 @@ pub fn upgrade(
             Ok(parts) => parts,
             Err(_) => unreachable!("every connection is served on a TCP stream"),
         };
-        place.0.metrics.sockets.handshake.record(started.elapsed());
         let stream = parts.io.into_inner();
-        session::run(place.0.clone(), stream, parts.read_buf, opening).await;
+        // Copied, mostly nothing: the original holds hyper's whole buffer.
+        let early = Bytes::copy_from_slice(&parts.read_buf);
+        drop(parts.read_buf);
+        session::run(place.0.clone(), stream, early, opening, asked).await;
     });
     let (mut head, _) = response.into_parts();
     if full {

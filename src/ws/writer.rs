@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fastwebsockets::{Frame, OpCode, Payload};
 use tokio::net::tcp::WriteHalf;
+use tokio::time::Instant;
 
 use super::Node;
 use super::handle::Session;
@@ -21,13 +22,15 @@ const FRAMES_PER_WRITE: usize = 64;
 const MAX_HEAD: usize = 10;
 /// A socket that takes not one byte for so long is given up.
 const STALL: Duration = Duration::from_secs(30);
+/// How long what waits may take to be written once the session is to end.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// Until the queue ends or the socket does. The head of the write half: nobody else writes.
 pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
     loop {
         let taken = session.queue.take().await;
         // Boxed: an idle session is not to hold what a write needs.
-        if Box::pin(write(&mut half, &taken.items, node)).await.is_err() {
+        if Box::pin(write(&mut half, &taken.items, session, node)).await.is_err() {
             session.queue.end(CloseCode::Lost);
             return;
         }
@@ -35,20 +38,33 @@ pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
         prove(&taken.items, session, node);
         let Some(code) = taken.end else { continue };
         if code != CloseCode::Lost {
-            Box::pin(close(&mut half, code, node)).await;
+            Box::pin(close(&mut half, code, session, node)).await;
         }
         return;
     }
 }
 
-async fn write(half: &mut WriteHalf<'_>, items: &VecDeque<Item>, node: &Node) -> io::Result<()> {
+async fn write(
+    half: &mut WriteHalf<'_>,
+    items: &VecDeque<Item>,
+    session: &Session,
+    node: &Node,
+) -> io::Result<()> {
     let mut progress = Progress::default();
+    let mut deadline = None;
     loop {
         match progress.try_write(half, items) {
             Ok(()) if progress.item == items.len() => break,
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::time::timeout(STALL, half.writable()).await??;
+                let patience = deadline.unwrap_or_else(|| Instant::now() + STALL);
+                tokio::select! {
+                    ready = tokio::time::timeout_at(patience, half.writable()) => ready??,
+                    // Who does not read cannot hold up the end.
+                    () = session.queue.ending(), if deadline.is_none() => {
+                        deadline = Some(Instant::now() + LAST_WRITES);
+                    }
+                }
             }
             Err(error) => return Err(error),
         }
@@ -98,9 +114,8 @@ impl Progress {
         }
         self.written += written as u64;
         written += self.offset;
-        for (at, size) in sizes.into_iter().enumerate().take(filled / 2) {
+        for size in sizes.into_iter().take(filled / 2) {
             let whole = size + items[self.item].bytes.len();
-            debug_assert!(at < FRAMES_PER_WRITE);
             if written < whole {
                 break;
             }
@@ -114,7 +129,7 @@ impl Progress {
 
 /// What was written whole counts as proven.
 fn prove(items: &VecDeque<Item>, session: &Session, node: &Node) {
-    let written = node.metrics.stages.stage.of(Stage::PublishedWritten);
+    let written = node.metrics.stages.stage.of(Stage::QueuedWritten);
     let now = Timestamp::now();
     for item in items {
         let Class::Stored(place) = item.class else { continue };
@@ -133,12 +148,12 @@ fn prove(items: &VecDeque<Item>, session: &Session, node: &Node) {
 
 /// Says goodbye, and lets the client read it: a socket closed with unread input is reset, and the
 /// reset may overtake the close frame, so the reader drains it until the client ends, or a moment.
-async fn close(half: &mut WriteHalf<'_>, code: CloseCode, node: &Node) {
+async fn close(half: &mut WriteHalf<'_>, code: CloseCode, session: &Session, node: &Node) {
     use tokio::io::AsyncWriteExt;
     let mut payload = code.number().to_be_bytes().to_vec();
     payload.extend_from_slice(code.reason().as_bytes());
     let frame = VecDeque::from([Item::control(OpCode::Close, payload.into())]);
-    if write(half, &frame, node).await.is_ok() {
+    if write(half, &frame, session, node).await.is_ok() {
         let _ = half.shutdown().await;
         let drained = async {
             let stream: &tokio::net::TcpStream = half.as_ref();

@@ -1,9 +1,23 @@
 //! Promises, tested on real services and on the embedded ones.
-#![expect(clippy::unwrap_used, reason = "a test that finds nothing where something must be fails")]
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod harness;
 
 mod bus;
-mod harness;
+mod delivery;
+mod handed;
+mod lifecycle;
+mod limits;
+mod members;
+mod messaging;
+mod metrics;
 mod offline;
+mod once;
+mod online;
 mod own_redis;
 mod presence;
+mod protocol;
+mod slow;
+mod startup;
 mod store;

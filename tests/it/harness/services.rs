@@ -5,6 +5,16 @@ pub fn postgres() -> Option<String> {
     address("TEST_DATABASE_URL")
 }
 
+/// The Redis in which tests use prefixes of their own; None in an embedded-only run.
+pub fn redis() -> Option<String> {
+    address("TEST_REDIS_URL")
+}
+
+/// The brokers on which tests make topics of their own; None in an embedded-only run.
+pub fn kafka() -> Option<String> {
+    address("TEST_KAFKA_BROKERS")
+}
+
 /// A test that could not run must never look like one that passed: without the variable it fails,
 /// unless the run was asked to be embedded only.
 #[expect(
@@ -20,4 +30,16 @@ fn address(variable: &str) -> Option<String> {
         return None;
     }
     panic!("{variable} is not set: run scripts/test, which starts the services");
+}
+
+/// What the nodes of this process log; None: nothing.
+#[expect(clippy::disallowed_methods, reason = "tests have no config to read the environment")]
+pub fn log_level() -> Option<String> {
+    std::env::var("TIDINGS_TEST_LOG").ok()
+}
+
+/// How much a heavy test does, if its own measure is not wanted.
+#[expect(clippy::disallowed_methods, reason = "tests have no config to read the environment")]
+pub fn messages(usual: usize) -> usize {
+    std::env::var("TIDINGS_TEST_MESSAGES").map_or(usual, |text| text.parse().expect("a number"))
 }

@@ -71,11 +71,19 @@ noted as (
     where moves and device and hi > delivered_seq and member_count <= $6
     on conflict do nothing
 ),
+-- In (conversation, user) order, as all who lock laggards.
+behind as materialized (
+    select l.user_id, l.conversation_id, r.settled_seq, r.head
+    from reached r
+    join laggards l on l.user_id = r.user_id and l.conversation_id = r.conversation_id
+    order by l.conversation_id, l.user_id
+    for update of l
+),
 -- `l.last_seq <= r.head`: a laggard made because of a message that this snapshot does not hold yet
 -- must not be judged by it.
 freed as (
     delete from laggards l
-    using reached r
+    using behind r
     where l.user_id = r.user_id and l.conversation_id = r.conversation_id
         and l.last_seq <= r.head
         and not exists (

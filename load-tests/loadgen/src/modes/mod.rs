@@ -1,0 +1,17 @@
+//! What the generator can do, a file per mode.
+
+pub mod chat;
+pub mod idle;
+pub mod scatter;
+
+use std::collections::BTreeMap;
+
+/// One more of `what`.
+fn count(counts: &mut BTreeMap<String, u64>, what: &str) {
+    match counts.get_mut(what) {
+        Some(count) => *count += 1,
+        None => {
+            counts.insert(what.to_owned(), 1);
+        }
+    }
+}

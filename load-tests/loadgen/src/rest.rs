@@ -1,0 +1,92 @@
+//! The few REST calls that prepare a run, on one connection that is kept.
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::target::Target;
+
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+pub struct Rest {
+    requests: SendRequest<Full<Bytes>>,
+    host: String,
+    /// hyper's half of the connection; ends with us.
+    _connection: JoinSet<()>,
+}
+
+/// A conversation that was just created.
+#[derive(Clone, Copy, Debug)]
+pub struct Created {
+    pub id: Uuid,
+    /// The log's head when everybody had joined.
+    pub last_seq: u64,
+}
+
+impl Rest {
+    pub async fn connect(target: &Target) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(target.addr).await;
+        let stream = stream.with_context(|| format!("no server at {}", target.addr))?;
+        stream.set_nodelay(true)?;
+        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // How it ended shows in the request that was under way.
+            let _: Result<(), hyper::Error> = connection.await;
+        });
+        Ok(Self { requests, host: target.host.clone(), _connection: tasks })
+    }
+
+    pub async fn create_direct(&mut self, owner: Uuid, other: Uuid) -> anyhow::Result<Created> {
+        self.create(owner, json!({ "kind": "direct", "participants": [other] })).await
+    }
+
+    pub async fn create_group(
+        &mut self,
+        owner: Uuid,
+        title: &str,
+        others: &[Uuid],
+    ) -> anyhow::Result<Created> {
+        self.create(owner, json!({ "kind": "group", "title": title, "participants": others })).await
+    }
+
+    async fn create(&mut self, owner: Uuid, body: Value) -> anyhow::Result<Created> {
+        let answer = self.post("/api/v1/conversations", owner, &body).await?;
+        let id = answer["id"].as_str().and_then(|id| id.parse().ok());
+        let last_seq = answer["last_seq"].as_u64();
+        let (Some(id), Some(last_seq)) = (id, last_seq) else {
+            bail!("a conversation without id or last_seq: {answer}");
+        };
+        Ok(Created { id, last_seq })
+    }
+
+    async fn post(&mut self, path: &str, user: Uuid, body: &Value) -> anyhow::Result<Value> {
+        let request = Request::post(path)
+            .header("host", &self.host)
+            .header("content-type", "application/json")
+            .header("x-user-id", user.to_string())
+            .body(Full::from(body.to_string()))?;
+        let call = async {
+            self.requests.ready().await?;
+            let response = self.requests.send_request(request).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
+            anyhow::Ok((status, body))
+        };
+        let answer = timeout(TIMEOUT, call).await.context("no answer in time").flatten();
+        let (status, body) = answer.with_context(|| format!("POST {path}"))?;
+        if !status.is_success() {
+            bail!("POST {path}: {status} {}", String::from_utf8_lossy(&body));
+        }
+        serde_json::from_slice(&body).with_context(|| format!("POST {path}: not JSON"))
+    }
+}

@@ -1,0 +1,122 @@
+//! What stands in the frames: the few fields that the generator reads, and the commands it sends.
+
+use std::fmt::Write;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// Bytes in a chat message.
+const CONTENT_BYTES: usize = 120;
+const FILLER: &str = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen \
+                      liquor jugs. How vexingly quick daft zebras jump.";
+
+/// Any frame of the server. `ref` and `type` never hold escapes: they are ours, or fixed words.
+#[derive(Deserialize)]
+pub struct Frame<'a> {
+    #[serde(rename = "type")]
+    pub kind: &'a str,
+    #[serde(rename = "ref")]
+    pub reference: Option<&'a str>,
+    #[serde(borrow)]
+    pub payload: Option<&'a RawValue>,
+}
+
+impl<'a> Frame<'a> {
+    pub fn read(text: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
+    /// The number that our `ref` is.
+    pub fn number(&self) -> Option<usize> {
+        self.reference?.parse().ok()
+    }
+
+    pub fn payload<T: Deserialize<'a>>(&self) -> Option<T> {
+        serde_json::from_str(self.payload?.get()).ok()
+    }
+}
+
+/// The `type`, empty where there is none.
+pub fn kind(text: &[u8]) -> &str {
+    Frame::read(text).map_or("", |frame| frame.kind)
+}
+
+/// The payload of `new_message`, and of the `ok` to a `send_message`.
+#[derive(Deserialize)]
+pub struct MessagePayload<'a> {
+    #[serde(borrow)]
+    pub message: Message<'a>,
+}
+
+#[derive(Deserialize)]
+pub struct Message<'a> {
+    pub conversation_id: Uuid,
+    pub seq: u64,
+    pub client_message_id: Option<&'a str>,
+}
+
+impl Message<'_> {
+    /// The number that our `client_message_id` is.
+    pub fn number(&self) -> Option<usize> {
+        self.client_message_id?.parse().ok()
+    }
+}
+
+/// The payload of an `error`.
+#[derive(Deserialize)]
+pub struct Problem {
+    pub code: String,
+    pub retry_ms: Option<u64>,
+}
+
+/// Writes the command that sends message `number`, which is its `ref` and its `client_message_id`.
+pub fn send_message(into: &mut String, conversation: Uuid, number: usize) {
+    into.clear();
+    let content = &FILLER[..CONTENT_BYTES];
+    write!(
+        into,
+        r#"{{"type":"send_message","ref":"{number}","payload":{{"conversation_id":"{conversation}","message_type":"text","client_message_id":"{number}","content":"{content}"}}}}"#
+    )
+    .expect("a string takes whatever is written");
+}
+
+/// A `ping` padded to `size` bytes.
+pub fn padded_ping(size: usize) -> String {
+    let (head, tail) = (r#"{"type":"ping","payload":{"pad":""#, r#""}}"#);
+    let pad = "x".repeat(size.saturating_sub(head.len() + tail.len()));
+    format!("{head}{pad}{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_valid_json_with_the_content_in_full() {
+        let mut text = String::new();
+        send_message(&mut text, Uuid::from_u128(7), 42);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["ref"], "42");
+        assert_eq!(json["payload"]["client_message_id"], "42");
+        assert_eq!(json["payload"]["content"].as_str().unwrap().len(), CONTENT_BYTES);
+        let ping = padded_ping(6_000);
+        assert_eq!(ping.len(), 6_000);
+        assert_eq!(kind(ping.as_bytes()), "ping");
+    }
+
+    #[test]
+    fn frames_are_read_in_any_order_of_keys() {
+        let text = br#"{"payload":{"message":{"seq":3,"content":"a\"b","client_message_id":"9",
+            "conversation_id":"00000000-0000-0000-0000-000000000007"},"timestamp":"x"},
+            "type":"new_message","later":[1]}"#;
+        let frame = Frame::read(text).unwrap();
+        assert_eq!((frame.kind, frame.number()), ("new_message", None));
+        let payload: MessagePayload<'_> = frame.payload().unwrap();
+        assert_eq!((payload.message.seq, payload.message.number()), (3, Some(9)));
+        let text = br#"{"type":"error","ref":"5","payload":{"code":"busy","retry_ms":500}}"#;
+        let frame = Frame::read(text).unwrap();
+        let problem: Problem = frame.payload().unwrap();
+        assert_eq!((frame.number(), problem.retry_ms), (Some(5), Some(500)));
+    }
+}

@@ -1,0 +1,291 @@
+//! A WebSocket client by another implementation than the server's, with deadlines on everything.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+use uuid::Uuid;
+
+use super::http::check_problem;
+use super::{PATIENCE, within};
+
+/// How a socket is opened.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    pub user: Uuid,
+    pub device: String,
+    pub classic: bool,
+    pub headers: Vec<(&'static str, String)>,
+    /// The kernel's room for what this client has not read yet; None: as usual.
+    pub receive_buffer: Option<u32>,
+}
+
+impl Opening {
+    pub fn new(user: Uuid) -> Self {
+        let device = format!("device-{}", Uuid::new_v4());
+        Self { user, device, classic: false, headers: Vec::new(), receive_buffer: None }
+    }
+}
+
+/// The answer to a handshake that was refused.
+#[derive(Debug)]
+pub struct Refused {
+    pub status: u16,
+    pub problem: Value,
+    pub retry_after: Option<String>,
+}
+
+pub struct Client {
+    pub user: Uuid,
+    pub device: String,
+    /// The payload of the first event.
+    pub hello: Value,
+    pub subprotocol: Option<String>,
+    socket: WebSocketStream<TcpStream>,
+    /// What came and was not asked for yet, oldest first.
+    waiting: VecDeque<Value>,
+    closed: Option<(u16, String)>,
+    refs: u64,
+}
+
+/// The answer to a command.
+#[derive(Debug)]
+pub enum Answer {
+    Ok(Value),
+    Error(Value),
+}
+
+impl Client {
+    /// Opens a socket and waits for its hello.
+    pub async fn open(addr: SocketAddr, opening: Opening) -> Result<Self, Refused> {
+        let mut client = Self::handshake(addr, opening).await?;
+        let hello = client.event("hello", "the first event").await;
+        client.hello = hello;
+        Ok(client)
+    }
+
+    /// Opens a socket which may be closed before its hello.
+    pub async fn handshake(addr: SocketAddr, opening: Opening) -> Result<Self, Refused> {
+        let socket = TcpSocket::new_v4().unwrap();
+        if let Some(bytes) = opening.receive_buffer {
+            socket.set_recv_buffer_size(bytes).unwrap();
+        }
+        let stream = within(PATIENCE, "a connection", socket.connect(addr)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut request = format!("ws://{addr}/ws").into_client_request().unwrap();
+        let mut set = |name: &'static str, value: &str| {
+            let name = HeaderName::from_static(name);
+            request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
+        };
+        set("x-user-id", &opening.user.to_string());
+        set("x-device-id", &opening.device);
+        set("x-platform", "web");
+        set("x-app-version", "1.0");
+        if !opening.classic {
+            set("sec-websocket-protocol", "tidings.v1.json");
+        }
+        opening.headers.iter().for_each(|(name, value)| set(name, value));
+        let (socket, response) =
+            match within(PATIENCE, "a handshake", client_async(request, stream)).await {
+                Ok(opened) => opened,
+                Err(Error::Http(response)) => {
+                    let retry_after = response.headers().get("retry-after");
+                    let retry_after = retry_after.map(|value| value.to_str().unwrap().to_owned());
+                    let body = response.body().as_deref().unwrap_or_default();
+                    return Err(Refused {
+                        status: response.status().as_u16(),
+                        problem: serde_json::from_slice(body).unwrap_or_default(),
+                        retry_after,
+                    });
+                }
+                Err(error) => panic!("no handshake: {error}"),
+            };
+        let subprotocol = response.headers().get("sec-websocket-protocol");
+        Ok(Self {
+            user: opening.user,
+            device: opening.device,
+            hello: Value::Null,
+            subprotocol: subprotocol.map(|name| name.to_str().unwrap().to_owned()),
+            socket,
+            waiting: VecDeque::new(),
+            closed: None,
+            refs: 0,
+        })
+    }
+
+    /// Sends a text frame as it is.
+    pub async fn send_text(&mut self, text: &str) {
+        let sent = self.socket.send(Message::text(text));
+        within(PATIENCE, "a frame goes out", sent).await.expect("the socket is open");
+    }
+
+    pub async fn send_binary(&mut self, bytes: &[u8]) {
+        let sent = self.socket.send(Message::binary(bytes.to_vec()));
+        within(PATIENCE, "a frame goes out", sent).await.expect("the socket is open");
+    }
+
+    /// Sends a command and does not wait for its answer; returns its ref.
+    pub async fn submit(&mut self, kind: &str, payload: Value) -> String {
+        self.refs += 1;
+        let reference = format!("r{}", self.refs);
+        let command = json!({ "type": kind, "ref": reference, "payload": payload });
+        self.send_text(&command.to_string()).await;
+        reference
+    }
+
+    /// Sends a command and waits for its answer.
+    pub async fn command(&mut self, kind: &str, payload: Value) -> Answer {
+        let reference = self.submit(kind, payload).await;
+        self.answer(&reference).await
+    }
+
+    pub async fn answer(&mut self, reference: &str) -> Answer {
+        let what = format!("the answer to {reference}");
+        let mut answer = self.find(&what, |event| event["ref"] == reference).await;
+        let payload = answer["payload"].take();
+        match answer["type"].as_str() {
+            Some("ok") => Answer::Ok(payload),
+            Some("error") => Answer::Error(payload),
+            _ => panic!("no answer: {answer}"),
+        }
+    }
+
+    /// Sends a message; returns it as it was stored.
+    pub async fn send(&mut self, conversation: Uuid, content: &str) -> Value {
+        let command = super::cluster::text(conversation, content);
+        self.command("send_message", command).await.ok()["message"].take()
+    }
+
+    /// The payload of the next event of this type.
+    pub async fn event(&mut self, kind: &str, what: &str) -> Value {
+        let what = format!("{kind}: {what}");
+        self.find(&what, |event| event["type"] == kind).await["payload"].take()
+    }
+
+    /// The payload of the next event of this type; None if the socket is closed before it.
+    pub async fn try_event(&mut self, kind: &str) -> Option<Value> {
+        let next = async {
+            loop {
+                let mut event = self.receive().await?;
+                if event["type"] == kind {
+                    return Some(event["payload"].take());
+                }
+            }
+        };
+        within(PATIENCE, kind, next).await
+    }
+
+    /// The next new message, whole.
+    pub async fn new_message(&mut self) -> Value {
+        self.event("new_message", "a message").await["message"].take()
+    }
+
+    /// The next new message, for which there may be reasons to come late.
+    pub async fn new_message_within(&mut self, limit: Duration) -> Value {
+        let is_one = |event: &Value| event["type"] == "new_message";
+        self.find_within(limit, "a message", is_one).await["payload"]["message"].take()
+    }
+
+    /// Takes the oldest event for which `wanted` holds, waiting for it if it has not come yet.
+    pub async fn find(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.find_within(PATIENCE, what, wanted).await
+    }
+
+    async fn find_within(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        if let Some(at) = self.waiting.iter().position(&wanted) {
+            return self.waiting.remove(at).unwrap();
+        }
+        let deadline = Instant::now() + limit;
+        loop {
+            let event = match tokio::time::timeout_at(deadline, self.receive()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => panic!("closed with {:?} before {what}", self.closed),
+                Err(_) => panic!("not within {limit:?}: {what}; came: {:?}", self.waiting),
+            };
+            if wanted(&event) {
+                return event;
+            }
+            self.waiting.push_back(event);
+        }
+    }
+
+    /// Asks the server for a sign of life; then takes all that has come until then.
+    pub async fn drain(&mut self) -> Vec<Value> {
+        self.send_text(r#"{"type":"ping"}"#).await;
+        self.event("pong", "a sign of life").await;
+        std::mem::take(&mut self.waiting).into()
+    }
+
+    /// Reads and throws away, for this long: the client's buffers go empty, the server's too.
+    pub async fn read_for(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        while let Ok(Some(event)) = tokio::time::timeout_at(deadline, self.receive()).await {
+            self.waiting.push_back(event);
+        }
+    }
+
+    /// Waits for the close, and takes its code and reason; what came before it is thrown away.
+    pub async fn closed(&mut self) -> (u16, String) {
+        let end = async { while self.receive().await.is_some() {} };
+        within(PATIENCE, "the socket is closed", end).await;
+        self.closed.clone().expect("the server says why it closes")
+    }
+
+    /// None when the socket is closed. Cancel safe.
+    async fn receive(&mut self) -> Option<Value> {
+        loop {
+            match self.socket.next().await {
+                Some(Ok(Message::Text(text))) => {
+                    let event = serde_json::from_str(&text);
+                    return Some(event.unwrap_or_else(|_| panic!("no JSON: {text}")));
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    let frame = frame.map(|frame| (frame.code.into(), frame.reason.to_string()));
+                    self.closed = frame.or(self.closed.take());
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    }
+
+    /// Closes as a client should, and waits until the server has agreed.
+    pub async fn close(mut self) {
+        let closed = self.socket.close(None);
+        within(PATIENCE, "a close goes out", closed).await.expect("the socket is open");
+        let end = async { while self.receive().await.is_some() {} };
+        within(PATIENCE, "the server agrees to the close", end).await;
+    }
+}
+
+impl Answer {
+    pub fn ok(self) -> Value {
+        match self {
+            Self::Ok(payload) => payload,
+            Self::Error(problem) => panic!("refused: {problem}"),
+        }
+    }
+
+    pub fn refused(self, status: u16, code: &str, field: Option<&str>) -> Value {
+        match self {
+            Self::Ok(payload) => panic!("accepted: {payload}"),
+            Self::Error(problem) => {
+                check_problem(&problem, status, code, field);
+                problem
+            }
+        }
+    }
+}
