@@ -6,6 +6,7 @@ mod harness;
 
 mod bus;
 mod delivery;
+mod edits;
 mod handed;
 mod lifecycle;
 mod limits;
