@@ -254,10 +254,11 @@ impl Dispatcher {
                 let Some(conversation) = self.store.conversation_for_event(id).await? else {
                     return Ok(None);
                 };
-                // What happened after he left is not a leaver's to see, and this may be late.
+                // What happened after he left is not a leaver's to see, and this may be late. The
+                // empty list says that he is out.
                 let left = Conversation {
                     title: None,
-                    members: None,
+                    members: Some(Vec::new()),
                     last_seq: changed.seq,
                     ..conversation.clone()
                 };

@@ -23,9 +23,9 @@ use crate::telemetry::metrics::LaggardOutcome;
 const EVERY: Duration = Duration::from_millis(500);
 const CLAIM: u32 = 64;
 /// How long a claim is this node's: longer than the two parts of a round, see [`STEP_LIMIT`].
-const CLAIM_LEASE: Duration = Duration::from_secs(60);
+const CLAIM_LEASE: Duration = Duration::from_secs(30);
 /// How long one laggard's step may take; all of a part go on at once.
-const STEP_LIMIT: Duration = Duration::from_secs(20);
+const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// Users to be hastened that may wait.
 pub const HASTEN_QUEUE: usize = 4_096;
 /// Messages published again, or handed over, at a time for one member.

@@ -9,10 +9,10 @@ use tokio::time::{Duration, Instant};
 
 use super::Node;
 use super::handle::Session;
+use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
-use crate::ids::MessageId;
 use crate::protocol::code::{CloseCode, Code};
-use crate::protocol::command::{self, Command, EditMessage};
+use crate::protocol::command::{self, Command};
 use crate::protocol::event::{self, Event};
 use crate::protocol::model::Message;
 use crate::protocol::problem::Problem;
@@ -34,8 +34,8 @@ pub async fn on_message(
         return Err(code);
     }
     let limit = node.limits.max_frame_bytes;
-    if message.len() > limit {
-        let size = message.len();
+    let size = message.len();
+    if size > limit {
         let detail = format!("the frame has {size} bytes, at most {limit} are allowed");
         session.answer(event::error(None, &Problem::new(Code::TooLarge, detail)));
         return Ok(());
@@ -47,7 +47,7 @@ pub async fn on_message(
     let frame = command::decode(&mut message, &node.limits);
     let reference = frame.reference;
     match frame.command {
-        Ok(command) => on_command(command, reference, session, node).await,
+        Ok(command) => on_command(command, reference, size, session, node).await,
         Err(problem) => {
             if frame.is_send {
                 node.metrics.sends.refused.of(problem.code).increment(1);
@@ -64,6 +64,7 @@ pub async fn on_message(
 async fn on_command(
     command: Command,
     reference: Option<String>,
+    size: usize,
     session: &Arc<Session>,
     node: &Arc<Node>,
 ) {
@@ -75,49 +76,56 @@ async fn on_command(
             }
         }
         Command::SendMessage(send) => {
-            let answered = take_room(session).await;
+            let reserved = session.reserve(size).await;
+            let answered = session.clone();
             let reply = Box::new(move |result: Result<Sent, Problem>| {
-                finish(&answered, reference.as_deref(), result.as_ref().map(Sent::message));
+                let message = result.as_ref().map(Sent::message);
+                finish(&answered, reserved, reference.as_deref(), message);
             });
             node.write_path.send(session.user_id, Some(session.id), send, reply);
         }
-        Command::EditMessage(id, edit) => amend(id, Some(edit), reference, session, node).await,
-        Command::DeleteMessage(id) => amend(id, None, reference, session, node).await,
+        Command::EditMessage(message_id, edit) => {
+            // Metadata that is kept is in the answer, too.
+            let kept = if edit.metadata.is_none() { node.limits.max_metadata_bytes } else { 0 };
+            let amendment = Amendment { by: session.user_id, message_id, edit: Some(edit) };
+            amend(amendment, reference, size + kept, session, node).await;
+        }
+        Command::DeleteMessage(message_id) => {
+            let amendment = Amendment { by: session.user_id, message_id, edit: None };
+            amend(amendment, reference, size, session, node).await;
+        }
     }
 }
 
 async fn amend(
-    message_id: MessageId,
-    edit: Option<EditMessage>,
+    amendment: Amendment,
     reference: Option<String>,
+    size: usize,
     session: &Arc<Session>,
     node: &Arc<Node>,
 ) {
-    let answered = take_room(session).await;
+    let reserved = session.reserve(size).await;
+    let answered = session.clone();
     let reply = Box::new(move |result: Result<Arc<Message>, Problem>| {
-        finish(&answered, reference.as_deref(), result.as_ref().map(Arc::as_ref));
+        let message = result.as_ref().map(Arc::as_ref);
+        finish(&answered, reserved, reference.as_deref(), message);
     });
-    let amendment = Amendment { by: session.user_id, message_id, edit };
     node.write_path.amend(amendment, Some(session.id), reply);
 }
 
-/// Waits for room among the commands in flight; [`finish`] gives it back.
-async fn take_room(session: &Arc<Session>) -> Arc<Session> {
-    let room = session.in_flight.acquire().await;
-    room.expect("the semaphore is never closed").forget();
-    session.clone()
-}
-
 /// Answers a command that made or changed a message.
-fn finish(session: &Session, reference: Option<&str>, result: Result<&Message, &Problem>) {
-    session.in_flight.add_permits(1);
-    match (result, reference) {
-        (Ok(message), Some(reference)) => {
-            session.answer(event::ok(reference, json!({ "message": message })));
-        }
-        (Ok(_), None) => {}
-        (Err(problem), reference) => session.answer(event::error(reference, problem)),
-    }
+fn finish(
+    session: &Session,
+    reserved: u32,
+    reference: Option<&str>,
+    result: Result<&Message, &Problem>,
+) {
+    let answer = match (result, reference) {
+        (Ok(message), Some(reference)) => event::ok(reference, json!({ "message": message })),
+        (Ok(_), None) => return session.release(reserved),
+        (Err(problem), reference) => event::error(reference, problem),
+    };
+    session.push(Item { reserved, ..Item::text(answer, Class::Answer) });
 }
 
 /// Commands that could not be understood, counted by the minute.

@@ -13,8 +13,12 @@ use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::presence::Entry;
 use crate::telemetry::Metrics;
 
-/// Commands of one session that wait for their answer; beyond, its socket is not read.
-const MAX_IN_FLIGHT: usize = 128;
+/// Answers to commands may take this part of the queue's bounds; beyond, the socket is not read
+/// until some are written. So a client that sends many at once is slowed down, not closed.
+const ANSWERS_PART: u32 = 2;
+/// What an answer may have on top of its command.
+const ANSWER_SPARE: u32 = 1_024;
+
 /// Who opens a socket, with what.
 #[derive(Clone, Debug)]
 pub struct Opening {
@@ -32,8 +36,10 @@ pub struct Session {
     pub device_id: DeviceId,
     pub classic: bool,
     pub queue: Outbound,
-    /// Room for commands whose answer is still to come.
-    pub in_flight: Semaphore,
+    /// Room for answers that are still to come or to be written, in units; see [`Self::reserve`].
+    in_flight: Semaphore,
+    units: u32,
+    unit_bytes: u32,
     platform: Option<Box<str>>,
     app_version: Option<Box<str>>,
     since: Timestamp,
@@ -51,13 +57,16 @@ impl Session {
         let device_id = opening
             .device_id
             .unwrap_or_else(|| id.to_string().parse().expect("a UUID's text is a valid device id"));
+        let units = (bounds.frames / ANSWERS_PART).max(1);
         Self {
             id,
             user_id: opening.user_id,
             device_id,
             classic: opening.classic,
             queue: Outbound::new(bounds, opening.classic),
-            in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            in_flight: Semaphore::new(units as usize),
+            units,
+            unit_bytes: (bounds.bytes / ANSWERS_PART / units).max(1),
             platform: opening.platform,
             app_version: opening.app_version,
             since: Timestamp::now(),
@@ -83,6 +92,20 @@ impl Session {
     /// True once per silence.
     pub fn ask_for_life(&self) -> bool {
         !self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    /// Waits for room for the answer to a command of so many bytes, and takes it. It is given back
+    /// by the writer, or by [`Self::release`] if there is no answer.
+    pub async fn reserve(&self, command_bytes: usize) -> u32 {
+        let bytes = u32::try_from(command_bytes).unwrap_or(u32::MAX).saturating_add(ANSWER_SPARE);
+        let units = bytes.div_ceil(self.unit_bytes).clamp(1, self.units);
+        let room = self.in_flight.acquire_many(units).await;
+        room.expect("the semaphore is never closed").forget();
+        units
+    }
+
+    pub fn release(&self, reserved: u32) {
+        self.in_flight.add_permits(reserved as usize);
     }
 
     /// Queues an answer; a session without room for it ends as a slow consumer.

@@ -50,16 +50,18 @@ pub struct Item {
     pub opcode: OpCode,
     pub bytes: Bytes,
     pub class: Class,
+    /// Room that its command took of the session's `in_flight`; given back once it is written.
+    pub reserved: u32,
     pub queued: Instant,
 }
 
 impl Item {
     pub fn text(bytes: Bytes, class: Class) -> Self {
-        Self { opcode: OpCode::Text, bytes, class, queued: Instant::now() }
+        Self { opcode: OpCode::Text, bytes, class, reserved: 0, queued: Instant::now() }
     }
 
     pub fn control(opcode: OpCode, bytes: Bytes) -> Self {
-        Self { opcode, bytes, class: Class::Answer, queued: Instant::now() }
+        Self { opcode, bytes, class: Class::Answer, reserved: 0, queued: Instant::now() }
     }
 }
 
@@ -258,11 +260,12 @@ impl Outbound {
         }
     }
 
-    /// Makes room again for what [`Self::take`] gave.
-    pub fn written(&self, items: &VecDeque<Item>) {
+    /// Makes room again for what [`Self::take`] gave; returns what commands had reserved for it.
+    pub fn written(&self, items: &VecDeque<Item>) -> u32 {
         let mut state = self.state();
         state.frames -= items.len() as u32;
         state.bytes -= items.iter().map(size).sum::<u32>();
+        items.iter().map(|item| item.reserved).sum()
     }
 
     /// Bytes that wait or are being written.

@@ -34,7 +34,7 @@ pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
             session.queue.end(CloseCode::Lost);
             return;
         }
-        session.queue.written(&taken.items);
+        session.release(session.queue.written(&taken.items));
         prove(&taken.items, session, node);
         let Some(code) = taken.end else { continue };
         if code != CloseCode::Lost {

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::handed::{Handed, users};
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Ground, Kind, id, on_ground, text, user};
 use crate::harness::http::Rest;
@@ -131,6 +132,31 @@ async fn a_second_signal_ends_it_at_once(ground: &Arc<Ground>) {
     assert_eq!(history(&rest, conversation).await, [sent]);
 }
 
+/// What a client heard of until its socket ended.
+#[derive(Default)]
+struct Heard {
+    /// By id.
+    acknowledged: BTreeMap<Uuid, Value>,
+    received: BTreeSet<Uuid>,
+}
+
+async fn heard(mut client: Client) -> Heard {
+    let mut heard = Heard::default();
+    while let Some(mut event) = client.try_next().await {
+        let mut message = event["payload"]["message"].take();
+        match event["type"].as_str() {
+            Some("ok") => {
+                heard.acknowledged.insert(id(&message["id"]), message.take());
+            }
+            Some("new_message") => {
+                heard.received.insert(id(&message["id"]));
+            }
+            _ => {}
+        }
+    }
+    heard
+}
+
 async fn what_was_acknowledged_survives_a_crash(ground: &Arc<Ground>) {
     const SENDERS: usize = 8;
     let (node, addr) = Process::node(&ground.settings("0")).await;
@@ -151,23 +177,11 @@ async fn what_was_acknowledged_survives_a_crash(ground: &Arc<Ground>) {
             client.submit("send_message", body(n)).await;
         }
     }
-    let mut acknowledged = BTreeMap::new();
-    let mut keep = |mut payload: Value| {
-        let message = payload["message"].take();
-        acknowledged.insert(id(&message["id"]), message);
-    };
-    for _ in 0..60 {
-        keep(clients[0].event("ok", "an acknowledgement").await);
-    }
+    clients[0].find("an acknowledgement", |event| event["ref"] == "r60").await;
     node.kill();
-    let rest = clients.into_iter().map(async |mut client| {
-        let mut read = Vec::new();
-        while let Some(payload) = client.try_event("ok").await {
-            read.push(payload);
-        }
-        read
-    });
-    join_all(rest).await.into_iter().flatten().for_each(&mut keep);
+    let heard = join_all(clients.into_iter().map(heard)).await;
+    let acknowledged: BTreeMap<&Uuid, &Value> =
+        heard.iter().flat_map(|heard| &heard.acknowledged).collect();
     println!("{} of {} were acknowledged", acknowledged.len(), SENDERS * 100);
 
     let (mut node, addr) = Process::node(&ground.settings("0")).await;
@@ -175,7 +189,7 @@ async fn what_was_acknowledged_survives_a_crash(ground: &Arc<Ground>) {
     let stored = history(&rest, conversation).await;
     let by_id: BTreeMap<Uuid, &Value> = stored.iter().map(|m| (id(&m["id"]), m)).collect();
     for (id, message) in &acknowledged {
-        assert_eq!(by_id.get(id), Some(&message), "it was acknowledged");
+        assert_eq!(by_id.get(id), Some(message), "it was acknowledged");
     }
     let seqs: BTreeSet<i64> = stored.iter().map(|m| m["seq"].as_i64().unwrap()).collect();
     assert_eq!(seqs, (2..).take(stored.len()).collect(), "no gap, nothing twice");
@@ -184,10 +198,31 @@ async fn what_was_acknowledged_survives_a_crash(ground: &Arc<Ground>) {
         let reply = rest.post("/api/v1/messages", body(n)).await;
         assert!([200, 201].contains(&reply.status), "{}", reply.text);
     }
-    let stored = history(&rest, conversation).await;
-    let own = stored.iter().filter(|m| m["sender_id"] == senders[0].to_string());
+    let again = history(&rest, conversation).await;
+    let own = again.iter().filter(|m| m["sender_id"] == senders[0].to_string());
     let own: Vec<_> = own.map(|m| m["client_message_id"].as_str().unwrap()).collect();
     assert_eq!((own.len(), own.iter().collect::<BTreeSet<_>>().len()), (100, 100));
+
+    // Nobody came back: what did not reach a member's socket is handed over for him, once the lease
+    // of what the dead process left has run out.
+    let mut lacking = BTreeSet::new();
+    for message in &stored {
+        for (member, heard) in senders.iter().zip(&heard) {
+            let message_id = id(&message["id"]);
+            if message["sender_id"] != member.to_string() && !heard.received.contains(&message_id) {
+                lacking.insert((message_id, *member));
+            }
+        }
+    }
+    println!("{} are to be handed over", lacking.len());
+    let mut handed = Handed::over(ground);
+    let what = "what reached no socket is handed over";
+    let all = |records: &[Value]| {
+        let message = |record: &Value| id(&record["value"]["message"]["id"]);
+        let told = records.iter().flat_map(|r| users(r).into_iter().map(move |u| (message(r), u)));
+        lacking.is_subset(&told.collect())
+    };
+    handed.until(what, all).await;
     node.signal(Signal::TERM);
     assert_eq!(node.exit().await.code(), Some(0), "{}", node.errors());
 }

@@ -122,9 +122,11 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
     assert_eq!(raw.closed().await, Some(1002));
     drop(at_alice);
     cluster.settled().await;
-    let after = until("all sockets are closed", async || {
+    let after = until("all sockets are closed and counted", async || {
         let after = sum(cluster).await;
-        (value(&after, "tidings_sockets_open") == 0.0).then_some(after)
+        let closed = after.keys().filter(|name| name.starts_with("tidings_sockets_closed_total"));
+        let closed: f64 = closed.map(|name| after[name]).sum();
+        (value(&after, "tidings_sockets_open") == 0.0 && closed == 3.0).then_some(after)
     })
     .await;
     let moved = |name: &str| value(&after, name) - value(&before, name);
@@ -152,7 +154,7 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
         "tidings_commit_seconds_count",
         r#"tidings_stage_seconds_count{stage="received_committed"}"#,
         r#"tidings_stage_seconds_count{stage="committed_published"}"#,
-        r#"tidings_stage_seconds_count{stage="published_written"}"#,
+        r#"tidings_stage_seconds_count{stage="queued_written"}"#,
         "tidings_end_to_end_seconds_count",
         "tidings_dispatch_published_total",
         "tidings_runs_settled_total",

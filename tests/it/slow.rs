@@ -17,6 +17,8 @@ scenarios! {
         ["WS_CLIENT_BUFFER_SIZE" = "16", "WS_CLIENT_BUFFER_BYTES" = "64KiB"],
     one_slow_client_does_not_hold_up_the_others
         ["WS_CLIENT_BUFFER_SIZE" = "64", "WS_CLIENT_BUFFER_BYTES" = "256KiB"],
+    a_client_that_sends_many_at_once_is_not_slow ["WS_CLIENT_BUFFER_SIZE" = "16"],
+    a_client_that_sends_large_messages_at_once_is_not_slow,
 }
 
 /// Bytes of a queue, by the settings above.
@@ -95,4 +97,29 @@ async fn one_slow_client_does_not_hold_up_the_others(cluster: &Cluster) {
     }
     let rest = at_carol.drain().await;
     assert!(rest.iter().all(|event| event["type"] == "conversation_updated"), "{rest:?}");
+}
+
+/// The answers of a whole batch come at once, and more of them than the queue may hold.
+async fn a_client_that_sends_many_at_once_is_not_slow(cluster: &Cluster) {
+    send_at_once(cluster, 100, "a batch").await;
+}
+
+async fn a_client_that_sends_large_messages_at_once_is_not_slow(cluster: &Cluster) {
+    send_at_once(cluster, 100, &"x".repeat(15 << 10)).await;
+}
+
+/// Reads nothing until all is sent, and then everything.
+async fn send_at_once(cluster: &Cluster, count: usize, content: &str) {
+    let (alice, bob) = (user(), user());
+    let conversation = cluster.group(0, alice, &[bob]).await;
+    let mut at_alice = cluster.connect(0, alice).await;
+    for _ in 0..3 {
+        let mut refs = Vec::new();
+        for _ in 0..count {
+            refs.push(at_alice.submit("send_message", text(conversation, content)).await);
+        }
+        for reference in refs {
+            at_alice.answer(&reference).await.ok();
+        }
+    }
 }

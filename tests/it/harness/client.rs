@@ -170,17 +170,22 @@ impl Client {
         self.find(&what, |event| event["type"] == kind).await["payload"].take()
     }
 
+    /// The next event, whatever it is; None if the socket is closed before it.
+    pub async fn try_next(&mut self) -> Option<Value> {
+        match self.waiting.pop_front() {
+            Some(event) => Some(event),
+            None => within(PATIENCE, "an event or the end", self.receive()).await,
+        }
+    }
+
     /// The payload of the next event of this type; None if the socket is closed before it.
     pub async fn try_event(&mut self, kind: &str) -> Option<Value> {
-        let next = async {
-            loop {
-                let mut event = self.receive().await?;
-                if event["type"] == kind {
-                    return Some(event["payload"].take());
-                }
+        loop {
+            let mut event = self.try_next().await?;
+            if event["type"] == kind {
+                return Some(event["payload"].take());
             }
-        };
-        within(PATIENCE, kind, next).await
+        }
     }
 
     /// The next new message, whole.

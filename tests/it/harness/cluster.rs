@@ -150,7 +150,10 @@ impl Ground {
     pub async fn remove(self) {
         let Some(postgres) = &self.database else { return };
         let name = self.setting("REDIS_PREFIX").to_owned();
-        execute(postgres, &format!("drop database {name} with (force)")).await;
+        let drop = format!("drop database {name} with (force)");
+        // The server may be vacuuming it, which is not for us to end.
+        let dropped = async || try_execute(postgres, &drop).await.ok();
+        until("the database is dropped", dropped).await;
         let mut config = rdkafka::ClientConfig::new();
         config.set("bootstrap.servers", self.setting("KAFKA_BROKERS"));
         type Admin = rdkafka::admin::AdminClient<rdkafka::client::DefaultClientContext>;
@@ -161,10 +164,15 @@ impl Ground {
 }
 
 async fn execute(postgres: &str, statement: &str) {
-    let options: sqlx::postgres::PgConnectOptions = postgres.parse().expect("a database's address");
-    let mut connection = options.connect().await.expect("Postgres answers");
-    sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
+    try_execute(postgres, statement).await.unwrap();
+}
+
+async fn try_execute(postgres: &str, statement: &str) -> sqlx::Result<()> {
+    let options: sqlx::postgres::PgConnectOptions = postgres.parse()?;
+    let mut connection = options.connect().await?;
+    let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await;
+    connection.close().await?;
+    done.map(drop)
 }
 
 /// Runs a scenario and looks at what is left over.
