@@ -102,6 +102,11 @@ impl MessageId {
         let millis = now.millis().max(0) as u64;
         Self(uuid::Builder::from_unix_timestamp_millis(millis, &rest).into_uuid())
     }
+
+    /// The slot of its conversation, for an id made by [`MessageId::new`].
+    pub fn slot(self) -> u16 {
+        (self.0.as_u64_pair().0 & 0xfff) as u16
+    }
 }
 
 impl SessionId {
@@ -181,8 +186,7 @@ mod tests {
         let conversation = ConversationId::random();
         let id = MessageId::new(conversation, Timestamp::from_millis(1_700_000_000_000));
         assert_eq!(id.0.get_version_num(), 7);
-        let rand_a = id.0.as_u64_pair().0 & 0xfff;
-        assert_eq!(rand_a as u16, conversation.slot());
+        assert_eq!(id.slot(), conversation.slot());
         assert_eq!(id.0.get_timestamp().unwrap().to_unix().0, 1_700_000_000);
         assert_ne!(id, MessageId::new(conversation, Timestamp::from_millis(1_700_000_000_000)));
     }

@@ -7,7 +7,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::Call;
-use crate::ids::{ConversationId, UserId};
+use crate::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::command::{self, MAX_PAGE};
 use crate::protocol::problem::Problem;
 
@@ -59,6 +59,11 @@ impl Call<'_> {
     /// What is no id cannot be anyone's conversation.
     pub fn conversation_id(&self) -> Result<ConversationId, Problem> {
         self.path[0].parse().map_err(|_| Problem::conversation_not_found())
+    }
+
+    /// What is no id cannot be anyone's message.
+    pub fn message_id(&self) -> Result<MessageId, Problem> {
+        self.path[0].parse().map_err(|_| Problem::message_not_found())
     }
 
     pub fn member_id(&self) -> Result<UserId, Problem> {

@@ -1,4 +1,4 @@
-//! Sending a message, and a conversation's history.
+//! Sending a message, changing and reading one, and a conversation's history.
 
 use hyper::StatusCode;
 use serde_json::json;
@@ -7,9 +7,9 @@ use tokio::sync::oneshot;
 use super::Call;
 use super::answer::{self, Answer};
 use crate::protocol::code::Code;
-use crate::protocol::command::{self, SendMessage};
+use crate::protocol::command::{self, EditMessage, SendMessage};
 use crate::protocol::problem::Problem;
-use crate::store::types::{History, HistoryPage};
+use crate::store::types::{Amendment, History, HistoryPage};
 use crate::write_path::{Sent, store_problem};
 
 /// 201 with the message; 200 with the first one for a repeat.
@@ -41,6 +41,45 @@ pub async fn send(mut call: Call<'_>) -> Answer {
         Sent::Repeated(_) => StatusCode::OK,
     };
     Ok(answer::json(status, sent.message()))
+}
+
+pub async fn edit(mut call: Call<'_>) -> Answer {
+    let message_id = call.message_id()?;
+    let edit = call.decode::<EditMessage>()?.checked(&call.node.limits)?;
+    amend(&call, Amendment { by: call.user, message_id, edit: Some(edit) }).await
+}
+
+/// 200 with what is left, also when it was deleted before.
+pub async fn delete(call: Call<'_>) -> Answer {
+    let message_id = call.message_id()?;
+    amend(&call, Amendment { by: call.user, message_id, edit: None }).await
+}
+
+async fn amend(call: &Call<'_>, amendment: Amendment) -> Answer {
+    let (reply, outcome) = oneshot::channel();
+    let reply = Box::new(move |result| {
+        // The client may have gone; what was changed stands.
+        let _ = reply.send(result);
+    });
+    call.node.write_path.amend(amendment, None, reply);
+    let message = outcome.await.map_err(|_| {
+        Problem::new(Code::Unavailable, "the node stopped before the outcome was known")
+    })??;
+    answer::ok(&*message)
+}
+
+pub async fn get(call: Call<'_>) -> Answer {
+    let message = call.node.store.message(call.user, call.message_id()?).await;
+    let message = message.map_err(|error| store_problem(&error))?;
+    answer::ok(&message.ok_or_else(Problem::message_not_found)?)
+}
+
+/// What it was before its edits, oldest first; nothing of a deleted one.
+pub async fn edits(call: Call<'_>) -> Answer {
+    let edits = call.node.store.edits(call.user, call.message_id()?).await;
+    let edits = edits.map_err(|error| store_problem(&error))?;
+    let edits = edits.ok_or_else(Problem::message_not_found)?;
+    answer::ok(&json!({ "edits": edits }))
 }
 
 /// Newest first, before `before_id`.

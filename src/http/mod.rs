@@ -229,6 +229,8 @@ pub enum Route {
     Metrics,
     Socket,
     Messages,
+    Message,
+    Edits,
     Conversations,
     Conversation,
     Participants,
@@ -242,13 +244,15 @@ pub enum Route {
 type Path = [String; 2];
 
 impl Route {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Page,
         Self::Health,
         Self::Ready,
         Self::Metrics,
         Self::Socket,
         Self::Messages,
+        Self::Message,
+        Self::Edits,
         Self::Conversations,
         Self::Conversation,
         Self::Participants,
@@ -273,6 +277,8 @@ impl Route {
             (Door::Main, ["ws"]) => (Self::Socket, none()),
             (Door::Main, ["api", "v1", rest @ ..]) => match rest {
                 ["messages"] => (Self::Messages, none()),
+                ["messages", id] => (Self::Message, ids(id, "")),
+                ["messages", id, "edits"] => (Self::Edits, ids(id, "")),
                 ["conversations"] => (Self::Conversations, none()),
                 ["conversations", id] => (Self::Conversation, ids(id, "")),
                 ["conversations", id, "participants"] => (Self::Participants, ids(id, "")),
@@ -294,6 +300,8 @@ impl Route {
             Self::Metrics => "/metrics",
             Self::Socket => "/ws",
             Self::Messages => "/api/v1/messages",
+            Self::Message => "/api/v1/messages/{id}",
+            Self::Edits => "/api/v1/messages/{id}/edits",
             Self::Conversations => "/api/v1/conversations",
             Self::Conversation => "/api/v1/conversations/{id}",
             Self::Participants => "/api/v1/conversations/{id}/participants",
@@ -311,9 +319,11 @@ impl Route {
             | Self::Ready
             | Self::Metrics
             | Self::Socket
+            | Self::Edits
             | Self::History
             | Self::Presence => &["GET"],
             Self::Messages => &["POST"],
+            Self::Message => &["GET", "PUT", "DELETE"],
             Self::Conversations | Self::Participants => &["GET", "POST"],
             Self::Conversation => &["GET", "PATCH"],
             Self::Participant => &["PATCH", "DELETE"],
@@ -366,6 +376,10 @@ async fn handle(
     };
     match (route, head.method) {
         (Route::Messages, _) => messages::send(call).await,
+        (Route::Message, Method::PUT) => messages::edit(call).await,
+        (Route::Message, Method::DELETE) => messages::delete(call).await,
+        (Route::Message, _) => messages::get(call).await,
+        (Route::Edits, _) => messages::edits(call).await,
         (Route::Conversations, Method::POST) => conversations::create(call).await,
         (Route::Conversations, _) => conversations::list(call).await,
         (Route::Conversation, Method::PATCH) => conversations::patch(call).await,

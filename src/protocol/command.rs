@@ -1,15 +1,15 @@
 //! Client to server: commands on the socket and the bodies of REST calls, decoded and checked, so
 //! that later code sees only valid values.
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 use simd_json::OwnedValue;
-use simd_json::prelude::{ValueAsScalar, ValueBuilder};
+use simd_json::prelude::{ValueAsScalar, ValueBuilder, ValueObjectAccess};
 
 use super::code::Code;
 use super::event::Limits;
-use super::model::{Kind, Mention, MessageType, Role};
+use super::model::{Kind, Mention, Message, MessageType, Role};
 use super::problem::Problem;
 use crate::ids::{ConversationId, MessageId, UserId};
 
@@ -35,6 +35,8 @@ pub struct Frame {
 #[derive(Debug)]
 pub enum Command {
     SendMessage(SendMessage),
+    EditMessage(MessageId, EditMessage),
+    DeleteMessage(MessageId),
     Ping,
 }
 
@@ -42,6 +44,8 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Self::SendMessage(_) => "send_message",
+            Self::EditMessage(..) => "edit_message",
+            Self::DeleteMessage(_) => "delete_message",
             Self::Ping => "ping",
         }
     }
@@ -78,8 +82,17 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
         "send_message" => from_value::<SendMessage>(payload)
             .and_then(|send| send.checked(limits))
             .map(Command::SendMessage),
+        "edit_message" => message_id(&payload).and_then(|id| {
+            let edit = from_value::<EditMessage>(payload)?.checked(limits)?;
+            Ok(Command::EditMessage(id, edit))
+        }),
+        "delete_message" => message_id(&payload).map(Command::DeleteMessage),
         "ping" => Ok(Command::Ping),
-        _ => Err(Problem::new(Code::UnknownCommand, "the type is none of: send_message, ping")),
+        _ => {
+            let known = "send_message, edit_message, delete_message, ping";
+            let detail = format!("the type is none of: {known}");
+            Err(Problem::new(Code::UnknownCommand, detail))
+        }
     };
     Frame { reference, is_send: outer.kind == "send_message", command }
 }
@@ -115,6 +128,15 @@ fn check_depth(text: &[u8]) -> Result<(), Problem> {
         }
     }
     Ok(())
+}
+
+/// Which message a command is about.
+fn message_id(payload: &OwnedValue) -> Result<MessageId, Problem> {
+    let id = payload.get("message_id").and_then(|id| id.as_str());
+    id.and_then(|id| id.parse().ok()).ok_or_else(|| Problem {
+        field: Some("message_id".into()),
+        ..Problem::new(Code::Malformed, MESSAGE_ID_FORM)
+    })
 }
 
 fn from_value<T: DeserializeOwned>(value: OwnedValue) -> Result<T, Problem> {
@@ -165,30 +187,16 @@ impl SendMessage {
             check_client_message_id(id)?;
         }
         let content = self.content.get_or_insert_default();
-        if content.len() > limits.max_content_bytes {
-            return Err(Problem {
-                field: Some("content".into()),
-                ..Problem::new(
-                    Code::TooLarge,
-                    format!(
-                        "content has {} bytes, at most {} are allowed",
-                        content.len(),
-                        limits.max_content_bytes
-                    ),
-                )
-            });
-        }
-        check_text("content", content)?;
-        if self.message_type == MessageType::Text && content.trim().is_empty() {
-            return Err(Problem::invalid("content", "a text message has a content"));
-        }
+        check_content(content, limits)?;
         if let Some(mentions) = &self.mentions {
             check_mentions(mentions, content)?;
         }
         // An empty list is no list, so that both are stored and hashed alike.
         self.mentions = self.mentions.filter(|mentions| !mentions.is_empty());
         self.metadata = self.metadata.filter(|metadata| !metadata.is_null());
-        check_metadata(self.message_type, self.metadata.as_ref(), limits)?;
+        check_metadata(self.metadata.as_ref(), limits)?;
+        check_content_of(self.message_type, content)?;
+        check_metadata_of(self.message_type, self.metadata.as_ref())?;
         Ok(self)
     }
 
@@ -208,6 +216,55 @@ impl SendMessage {
     }
 }
 
+/// What a message is to become.
+#[derive(Clone, Debug, Deserialize)]
+pub struct EditMessage {
+    pub content: String,
+    #[serde(default)]
+    pub mentions: Option<Vec<Mention>>,
+    /// None if it was left out, an inner None if it is null.
+    #[serde(default, deserialize_with = "given")]
+    pub metadata: Option<Option<serde_json::Value>>,
+}
+
+fn given<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<serde_json::Value>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+impl EditMessage {
+    /// Checks all that can be judged without the message.
+    pub fn checked(mut self, limits: &Limits) -> Result<Self, Problem> {
+        check_content(&self.content, limits)?;
+        if let Some(mentions) = &self.mentions {
+            check_mentions(mentions, &self.content)?;
+        }
+        self.mentions = self.mentions.filter(|mentions| !mentions.is_empty());
+        check_metadata(self.metadata.iter().flatten().next(), limits)?;
+        Ok(self)
+    }
+
+    /// Checks what depends on the type of the message. Metadata that is kept suited it before.
+    pub fn check_for(&self, message_type: MessageType) -> Result<(), Problem> {
+        check_content_of(message_type, &self.content)?;
+        match &self.metadata {
+            Some(metadata) => check_metadata_of(message_type, metadata.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// The message with its new contents, its place and times as they were.
+    pub fn applied_to(&self, message: Message) -> Message {
+        Message {
+            content: Some(self.content.clone()),
+            mentions: self.mentions.clone(),
+            metadata: self.metadata.clone().unwrap_or(message.metadata),
+            ..message
+        }
+    }
+}
+
 pub fn check_client_message_id(id: &str) -> Result<(), Problem> {
     let field = "client_message_id";
     if id.is_empty() || id.len() > MAX_CLIENT_MESSAGE_ID_BYTES {
@@ -223,6 +280,30 @@ pub fn check_client_message_id(id: &str) -> Result<(), Problem> {
 fn check_text(field: &'static str, text: &str) -> Result<(), Problem> {
     if text.contains('\0') {
         return Err(Problem::invalid(field, format!("{field} holds a NUL character")));
+    }
+    Ok(())
+}
+
+fn check_content(content: &str, limits: &Limits) -> Result<(), Problem> {
+    if content.len() > limits.max_content_bytes {
+        return Err(Problem {
+            field: Some("content".into()),
+            ..Problem::new(
+                Code::TooLarge,
+                format!(
+                    "content has {} bytes, at most {} are allowed",
+                    content.len(),
+                    limits.max_content_bytes
+                ),
+            )
+        });
+    }
+    check_text("content", content)
+}
+
+fn check_content_of(message_type: MessageType, content: &str) -> Result<(), Problem> {
+    if message_type == MessageType::Text && content.trim().is_empty() {
+        return Err(Problem::invalid("content", "a text message has a content"));
     }
     Ok(())
 }
@@ -246,11 +327,7 @@ fn check_mentions(mentions: &[Mention], content: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_metadata(
-    message_type: MessageType,
-    metadata: Option<&serde_json::Value>,
-    limits: &Limits,
-) -> Result<(), Problem> {
+fn check_metadata(metadata: Option<&serde_json::Value>, limits: &Limits) -> Result<(), Problem> {
     if let Some(value) = metadata {
         if !value.is_object() {
             return Err(Problem::invalid("metadata", "metadata is an object"));
@@ -273,6 +350,13 @@ fn check_metadata(
             return Err(Problem::invalid("metadata", "metadata holds a NUL character"));
         }
     }
+    Ok(())
+}
+
+fn check_metadata_of(
+    message_type: MessageType,
+    metadata: Option<&serde_json::Value>,
+) -> Result<(), Problem> {
     match message_type {
         MessageType::Text => Ok(()),
         MessageType::Image | MessageType::Video | MessageType::Audio | MessageType::File => {
@@ -504,6 +588,48 @@ mod tests {
             hash(r#""message_type":"text","content":"a","client_message_id":"1","mentions":[]"#);
         assert_eq!(first, hash(r#""content":"a","message_type":"text","client_message_id":"2""#));
         assert_ne!(first, hash(r#""content":"b","message_type":"text""#));
+    }
+
+    #[test]
+    fn an_edit_is_decoded_and_checked_for_the_type_of_its_message() {
+        let decode = |payload: &str| {
+            let text =
+                format!(r#"{{"type":"edit_message","payload":{{"message_id":"{ID}",{payload}}}}}"#);
+            match decode_text(&text).command {
+                Ok(Command::EditMessage(id, edit)) => {
+                    assert_eq!(id.to_string(), ID);
+                    Ok(edit)
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(problem) => Err(problem),
+            }
+        };
+        let kept = decode(r#""content":"a","mentions":[]"#).unwrap();
+        assert_eq!((&kept.mentions, &kept.metadata), (&None, &None));
+        assert!(kept.check_for(MessageType::Text).is_ok());
+        assert!(kept.check_for(MessageType::Image).is_ok());
+        let emptied = decode(r#""content":"","metadata":null"#).unwrap();
+        assert_eq!(emptied.metadata, Some(None));
+        let field = |kind| emptied.check_for(kind).expect_err("refused").field.unwrap();
+        assert_eq!(field(MessageType::Text), "content");
+        assert_eq!(field(MessageType::Image), "metadata.media_url");
+        let media = decode(r#""content":"","metadata":{"media_url":"https://x"}"#).unwrap();
+        assert!(media.check_for(MessageType::Video).is_ok());
+        assert!(media.check_for(MessageType::Location).is_err());
+
+        let field = |payload| decode(payload).expect_err("refused").field.map(|f| f.into_owned());
+        assert_eq!(field(r#""metadata":{}"#).as_deref(), Some("content"));
+        assert_eq!(field(r#""content":"a\u0000""#).as_deref(), Some("content"));
+        assert_eq!(field(r#""content":"a","metadata":7"#).as_deref(), Some("metadata"));
+        let long = format!(r#""content":"{}""#, "x".repeat(101));
+        assert_eq!(decode(&long).expect_err("refused").code, Code::TooLarge);
+        for frame in [
+            r#"{"type":"edit_message","payload":{"content":"a"}}"#,
+            r#"{"type":"delete_message","payload":{"message_id":"x"}}"#,
+            r#"{"type":"delete_message","payload":7}"#,
+        ] {
+            assert_eq!(refused(frame).field.as_deref(), Some("message_id"), "{frame}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::model::{Conversation, Message};
+use super::model::{ChangeKind, Conversation, Message};
 use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, DeviceId, MessageId, NodeId, Seq, SessionId, UserId};
@@ -15,6 +15,8 @@ pub enum Event<'a> {
     /// The first on each socket.
     Hello(Hello<'a>),
     NewMessage(MessageEvent<'a>),
+    MessageUpdated(MessageEvent<'a>),
+    MessageDeleted(MessageEvent<'a>),
     ConversationUpdated {
         conversation: &'a Conversation,
         seq: Seq,
@@ -80,8 +82,15 @@ pub struct ReceiptEvent {
 }
 
 impl<'a> Event<'a> {
-    pub fn new_message(message: &'a Message, timestamp: Timestamp) -> Self {
-        Self::NewMessage(MessageEvent { kind: "new_message", message, seq: message.seq, timestamp })
+    /// Of the message as it is now; see [`Message::told`].
+    pub fn message(kind: ChangeKind, message: &'a Message, timestamp: Timestamp) -> Self {
+        let (kind, seq) = message.told(kind);
+        let event = |kind| MessageEvent { kind, message, seq, timestamp };
+        match kind {
+            ChangeKind::MessageEdited => Self::MessageUpdated(event("message_updated")),
+            ChangeKind::MessageDeleted => Self::MessageDeleted(event("message_deleted")),
+            _ => Self::NewMessage(event("new_message")),
+        }
     }
 
     pub fn encode(&self) -> Bytes {
@@ -140,8 +149,8 @@ mod tests {
 
     #[test]
     fn new_message_has_its_golden_form() {
-        let bytes =
-            Event::new_message(&message(), Timestamp::from_millis(1_700_000_000_008)).encode();
+        let at = Timestamp::from_millis(1_700_000_000_008);
+        let bytes = Event::message(ChangeKind::MessageCreated, &message(), at).encode();
         let expected = concat!(
             r#"{"type":"new_message","payload":{"type":"new_message","message":{"#,
             r#""id":"018bcfe5-6807-7abc-8000-000000000001","#,
@@ -153,6 +162,45 @@ mod tests {
             r#""seq":7,"timestamp":"2023-11-14T22:13:20.008Z"}}"#,
         );
         assert_eq!(std::str::from_utf8(&bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn message_updated_and_message_deleted_have_their_golden_form() {
+        let at = Timestamp::from_millis(1_700_000_000_010);
+        let edited_at = Some(Timestamp::from_millis(1_700_000_000_009));
+        let edited = Message { change_seq: 9, edited_at, reply_count: 1, ..message() };
+        let bytes = Event::message(ChangeKind::MessageEdited, &edited, at).encode();
+        let expected = concat!(
+            r#"{"type":"message_updated","payload":{"type":"message_updated","message":{"#,
+            r#""id":"018bcfe5-6807-7abc-8000-000000000001","#,
+            r#""conversation_id":"018bcfe5-6807-7abc-8000-000000000002","seq":7,"change_seq":9,"#,
+            r#""sender_id":"018bcfe5-6807-7abc-8000-000000000003","client_message_id":null,"#,
+            r#""message_type":"text","content":"hi \"there\"","parent_message_id":null,"#,
+            r#""reply_count":1,"mentions":null,"metadata":null,"#,
+            r#""created_at":"2023-11-14T22:13:20.007Z","edited_at":"2023-11-14T22:13:20.009Z","#,
+            r#""deleted_at":null},"seq":9,"timestamp":"2023-11-14T22:13:20.010Z"}}"#,
+        );
+        assert_eq!(std::str::from_utf8(&bytes).unwrap(), expected);
+
+        let deleted = edited.deleted(11, at);
+        let expected = concat!(
+            r#"{"type":"message_deleted","payload":{"type":"message_deleted","message":{"#,
+            r#""id":"018bcfe5-6807-7abc-8000-000000000001","#,
+            r#""conversation_id":"018bcfe5-6807-7abc-8000-000000000002","seq":7,"change_seq":11,"#,
+            r#""sender_id":"018bcfe5-6807-7abc-8000-000000000003","client_message_id":null,"#,
+            r#""message_type":"text","content":null,"parent_message_id":null,"#,
+            r#""reply_count":1,"mentions":null,"metadata":null,"#,
+            r#""created_at":"2023-11-14T22:13:20.007Z","edited_at":"2023-11-14T22:13:20.009Z","#,
+            r#""deleted_at":"2023-11-14T22:13:20.010Z"},"#,
+            r#""seq":11,"timestamp":"2023-11-14T22:13:20.010Z"}}"#,
+        );
+        // Once deleted, nothing else is told of it.
+        for kind in
+            [ChangeKind::MessageCreated, ChangeKind::MessageEdited, ChangeKind::MessageDeleted]
+        {
+            let bytes = Event::message(kind, &deleted, at).encode();
+            assert_eq!(std::str::from_utf8(&bytes).unwrap(), expected);
+        }
     }
 
     #[test]

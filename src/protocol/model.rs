@@ -91,6 +91,36 @@ pub struct Message {
     pub deleted_at: Option<Timestamp>,
 }
 
+impl Message {
+    /// Which change is told of a message that is as it is now, and at which place: of its creation
+    /// or its latest edit, but once deleted, only of that.
+    pub fn told(&self, kind: ChangeKind) -> (ChangeKind, Seq) {
+        match kind {
+            _ if self.deleted_at.is_some() => (ChangeKind::MessageDeleted, self.change_seq),
+            ChangeKind::MessageCreated => (kind, self.seq),
+            _ => (kind, self.change_seq),
+        }
+    }
+
+    /// What is left of it: its place.
+    pub fn deleted(self, change_seq: Seq, at: Timestamp) -> Self {
+        let deleted_at = Some(at);
+        Self { change_seq, content: None, mentions: None, metadata: None, deleted_at, ..self }
+    }
+}
+
+/// What a message was before an edit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Version {
+    /// The message's `change_seq` while it was so.
+    pub seq: Seq,
+    pub content: Option<String>,
+    pub mentions: Option<Vec<Mention>>,
+    pub metadata: Option<serde_json::Value>,
+    /// Since when it was so: of the first version, when the message was created.
+    pub edited_at: Timestamp,
+}
+
 /// A conversation, in answers to a member with `me` and `unread_count`, in events without.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conversation {

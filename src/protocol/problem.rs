@@ -37,6 +37,10 @@ impl Problem {
         Self::new(Code::NotFound, "there is no such conversation among yours")
     }
 
+    pub fn message_not_found() -> Self {
+        Self::new(Code::NotFound, "there is no such message among those you can see")
+    }
+
     pub fn retry_ms(&self) -> Option<u64> {
         self.retry_ms.or(self.code.retry_ms())
     }

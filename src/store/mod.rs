@@ -17,13 +17,13 @@ pub use error::StoreError;
 use postgres::{Postgres, PostgresWriter};
 use sqlite::{Sqlite, SqliteWriter};
 use types::{
-    Change, ChangeOutcome, ConversationCursor, History, HistoryPage, Laggard, Members, NewMessage,
-    OutboxLease, OutboxRow, Run, SendOutcome, Settled,
+    AmendOutcome, Amendment, Change, ChangeOutcome, ConversationCursor, History, HistoryPage,
+    Laggard, Members, NewMessage, OutboxLease, OutboxRow, Run, SendOutcome, Settled,
 };
 
 use crate::config::StoreConfig;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
-use crate::protocol::model::{Conversation, Member, Message};
+use crate::protocol::model::{Conversation, Member, Message, Version};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Operation;
 
@@ -212,6 +212,16 @@ impl Store {
         )
     }
 
+    /// None if there is no such message or `user` cannot see it.
+    pub async fn message(&self, user: UserId, id: MessageId) -> Result<Option<Message>> {
+        measured!(self.metrics, Message, forward!(&self.database, Database, message(user, id)))
+    }
+
+    /// The earlier versions of a message, oldest first; None as for [`Store::message`].
+    pub async fn edits(&self, user: UserId, id: MessageId) -> Result<Option<Vec<Version>>> {
+        measured!(self.metrics, Edits, forward!(&self.database, Database, edits(user, id)))
+    }
+
     /// Those of `others` with whom `user` is in a conversation now, and `user` himself if named.
     pub async fn acquainted(&self, user: UserId, others: &[UserId]) -> Result<Vec<UserId>> {
         measured!(
@@ -360,6 +370,20 @@ impl Writer {
             self.metrics,
             Change,
             forward!(&mut self.connection, Connection, change(id, change, max_group_size, outbox))
+        )
+    }
+
+    /// Edits or deletes one message in one transaction, which keeps the version it was, or forgets
+    /// them all, and has an outbox row if something changed. To repeat it does no harm.
+    pub async fn amend(
+        &mut self,
+        amendment: &Amendment,
+        outbox: OutboxLease,
+    ) -> Result<AmendOutcome> {
+        measured!(
+            self.metrics,
+            Amend,
+            forward!(&mut self.connection, Connection, amend(amendment, outbox))
         )
     }
 }

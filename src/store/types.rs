@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
+use crate::protocol::command::EditMessage;
 use crate::protocol::model::{ChangeKind, Kind, Mention, Message, MessageType, Role};
+use crate::protocol::problem::Problem;
 
 /// A message to be stored, valid in itself; whether the sender may send is judged by the statement.
 #[derive(Clone, Debug)]
@@ -101,6 +103,69 @@ pub struct Changed {
     pub members_version: i64,
 }
 
+/// An edit or a deletion of a message. It takes one seq.
+#[derive(Clone, Debug)]
+pub struct Amendment {
+    pub by: UserId,
+    pub message_id: MessageId,
+    /// Valid in itself; whether it suits the message's type the store finds out. None deletes.
+    pub edit: Option<EditMessage>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum AmendOutcome {
+    /// The message as it is now.
+    Amended { message: Box<Message>, members_version: i64 },
+    /// It was so already: deleted, or with just these contents.
+    Unchanged(Box<Message>),
+    /// No such message, or the asking user cannot see it.
+    NotFound,
+    /// Another member's message.
+    NotSender,
+    /// An edit by a member without `can_send_messages`; deleting needs no right.
+    Forbidden,
+    /// Deleted: there is nothing to edit.
+    Deleted,
+    /// The edit does not suit a message of its type.
+    Unsuitable(Problem),
+    /// Someone mentioned is not a member.
+    MentionNotMember,
+}
+
+impl Amendment {
+    /// Whether it may be made of `message`, which the asking user can see: the message back, or the
+    /// outcome. Both stores judge by this, under the conversation's lock.
+    pub(super) fn judge(
+        &self,
+        message: Message,
+        can_send_messages: bool,
+        mentions_stranger: bool,
+    ) -> Result<Message, AmendOutcome> {
+        if message.sender_id != self.by {
+            return Err(AmendOutcome::NotSender);
+        }
+        let deleted = message.deleted_at.is_some();
+        match &self.edit {
+            None if deleted => Err(AmendOutcome::Unchanged(Box::new(message))),
+            None => Ok(message),
+            Some(_) if !can_send_messages => Err(AmendOutcome::Forbidden),
+            Some(_) if deleted => Err(AmendOutcome::Deleted),
+            Some(edit) => {
+                if let Err(problem) = edit.check_for(message.message_type) {
+                    return Err(AmendOutcome::Unsuitable(problem));
+                }
+                if mentions_stranger {
+                    return Err(AmendOutcome::MentionNotMember);
+                }
+                if edit.applied_to(message.clone()) == message {
+                    return Err(AmendOutcome::Unchanged(Box::new(message)));
+                }
+                Ok(message)
+            }
+        }
+    }
+}
+
 /// The members of a conversation with those who left in the last ten minutes, read in one
 /// snapshot with the version they belong to.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,6 +178,8 @@ pub struct Members {
 pub struct MemberState {
     pub user_id: UserId,
     pub joined_seq: Seq,
+    /// Nothing before it is ever shown to this member.
+    pub history_from_seq: Seq,
     pub left_seq: Option<Seq>,
     pub muted_until: Option<Timestamp>,
 }
@@ -121,6 +188,12 @@ impl MemberState {
     /// Whether the event of `seq` is theirs to see: a leaver gets his own removal, nothing after.
     pub fn sees(&self, seq: Seq) -> bool {
         self.joined_seq <= seq && self.left_seq.is_none_or(|left| seq <= left)
+    }
+
+    /// The same for the event of a change of the message at `message_seq`, which may be older than
+    /// what this member may look back to.
+    pub fn sees_change_of(&self, message_seq: Seq, seq: Seq) -> bool {
+        self.history_from_seq <= message_seq && self.sees(seq)
     }
 }
 

@@ -21,9 +21,8 @@ use crate::ids::{ConversationId, OutboxId, Seq, SessionId, UserId};
 use crate::offline::{Offline, Reason, Recipient, Record};
 use crate::presence::{Presence, Status};
 use crate::protocol::event;
-use crate::protocol::model::ChangeKind;
-use crate::protocol::model::{Conversation, Message};
-use crate::store::types::{Changed, Members, Proof, Run};
+use crate::protocol::model::{ChangeKind, Conversation, Message};
+use crate::store::types::{Changed, MemberState, Members, Proof, Run};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
@@ -48,6 +47,8 @@ pub struct Dispatch {
 /// One committed change.
 pub enum Event {
     Message {
+        /// Created, edited or deleted.
+        kind: ChangeKind,
         message: Arc<Message>,
         /// The session that gets no event of it, for it has the answer.
         origin: Option<SessionId>,
@@ -67,8 +68,15 @@ impl Event {
 
     fn seq(&self) -> Seq {
         match self {
-            Self::Message { message, .. } => message.seq,
+            Self::Message { kind, message, .. } => message.told(*kind).1,
             Self::Conversation(changed) => changed.seq,
+        }
+    }
+
+    fn is_seen_by(&self, member: &MemberState) -> bool {
+        match self {
+            Self::Message { message, .. } => member.sees_change_of(message.seq, self.seq()),
+            Self::Conversation(changed) => member.sees(changed.seq),
         }
     }
 
@@ -87,8 +95,9 @@ struct Encoded {
     for_leavers: Option<Bytes>,
 }
 
-/// A message and those who had no device to receive it.
+/// A change of a message and those who had no device to receive it.
 struct Absent {
+    kind: ChangeKind,
     message: Arc<Message>,
     members: Arc<Members>,
     users: Vec<UserId>,
@@ -167,7 +176,7 @@ impl Dispatcher {
                     continue;
                 }
             };
-            for member in members.members.iter().filter(|member| member.sees(event.seq())) {
+            for member in members.members.iter().filter(|member| event.is_seen_by(member)) {
                 let bytes = match member.left_seq {
                     Some(_) => encoded.for_leavers.as_ref().unwrap_or(&encoded.for_members),
                     None => &encoded.for_members,
@@ -183,12 +192,13 @@ impl Dispatcher {
         // In the order of the events, for that is the order of their records.
         let mut absent: BTreeMap<usize, Absent> = BTreeMap::new();
         for (((user, _), at), count) in publishes.iter().zip(of).zip(receivers) {
-            let Event::Message { message, .. } = &events[at] else { continue };
+            let Event::Message { kind, message, .. } = &events[at] else { continue };
             let Some(members) = members_of.get(&message.conversation_id) else { continue };
             if *user == message.sender_id || !matches!(count, Receivers::Count(0)) {
                 continue;
             }
             let entry = absent.entry(at).or_insert_with(|| Absent {
+                kind: *kind,
                 message: message.clone(),
                 members: members.clone(),
                 users: Vec::new(),
@@ -233,10 +243,10 @@ impl Dispatcher {
 
     async fn encode(&self, event: &Event) -> Result<Option<Encoded>, StoreError> {
         match event {
-            Event::Message { message, origin, received, .. } => {
+            Event::Message { kind, message, origin, received, .. } => {
                 let age = received.elapsed().as_millis() as i64;
                 let sent_at = Timestamp::from_millis(Timestamp::now().millis() - age);
-                let envelope = message_envelope(message, *origin, sent_at);
+                let envelope = message_envelope(*kind, message, *origin, sent_at);
                 Ok(Some(Encoded { for_members: envelope.encode(), for_leavers: None }))
             }
             Event::Conversation(changed) => {
@@ -293,23 +303,25 @@ impl Dispatcher {
             let recipients = recipients
                 .map(|user| recipient(&absent.message, *user, muted(&absent.members, *user)))
                 .collect();
-            self.hand_over(absent.message.clone(), recipients, Reason::Absent)
+            self.hand_over(absent.kind, absent.message.clone(), recipients, Reason::Absent)
         });
         for runs in futures_util::future::join_all(hand_overs).await {
             runs.into_iter().for_each(|run| self.proofs.add(run));
         }
     }
 
-    /// Gives a message to the offline sink and waits for its confirmation; returns what is proven
-    /// by it. What was not confirmed is left to Reconcile.
+    /// Gives a change of a message to the offline sink and waits for its confirmation; returns what
+    /// is proven by it. A message that was not confirmed is left to Reconcile. Later changes prove
+    /// nothing, for they hold nobody's line up: whoever misses one reads it again.
     pub async fn hand_over(
         &self,
+        kind: ChangeKind,
         message: Arc<Message>,
         recipients: Vec<Recipient>,
         reason: Reason,
     ) -> Vec<Run> {
         let mut runs = Vec::with_capacity(recipients.len());
-        for record in Record::split(ChangeKind::MessageCreated, &message, recipients, reason) {
+        for record in Record::split(kind, &message, recipients, reason) {
             let users: Vec<UserId> = record.recipients().iter().map(|r| r.user_id).collect();
             match self.offline.hand_over(record).await {
                 Ok(()) => {}
@@ -321,6 +333,9 @@ impl Dispatcher {
                 Err(error) => {
                     tracing::error!(%error, message_id = %message.id, "an offline record was refused");
                 }
+            }
+            if kind != ChangeKind::MessageCreated {
+                continue;
             }
             runs.extend(users.into_iter().map(|user_id| Run {
                 conversation_id: message.conversation_id,
@@ -366,21 +381,23 @@ fn conversation_envelope(conversation: &Conversation, changed: &Changed) -> Enve
 }
 
 pub fn message_envelope(
+    kind: ChangeKind,
     message: &Message,
     origin: Option<SessionId>,
     sent_at: Timestamp,
 ) -> Envelope {
+    let (_, seq) = message.told(kind);
     Envelope {
         head: Head {
             class: Class::Stored,
             conversation_id: message.conversation_id,
             sender_id: message.sender_id,
             origin,
-            lo: message.seq,
-            hi: message.seq,
+            lo: seq,
+            hi: seq,
             sent_at,
         },
-        full: event::Event::new_message(message, Timestamp::now()).encode(),
+        full: event::Event::message(kind, message, Timestamp::now()).encode(),
         classic: Classic::Same,
     }
 }

@@ -11,13 +11,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::dispatcher::{Dispatch, Event};
-use super::{PendingChange, PendingSend, Request, Sent, refused, store_problem};
+use super::{
+    PendingAmend, PendingChange, PendingSend, Request, Sent, amended, refused, store_problem,
+};
 use crate::clock::Timestamp;
 use crate::ids::OutboxId;
 use crate::protocol::code::Code;
-use crate::protocol::model::Message;
+use crate::protocol::model::{ChangeKind, Message};
 use crate::protocol::problem::Problem;
-use crate::store::types::{Change, ChangeOutcome, NewMessage, OutboxLease, SendOutcome, Stored};
+use crate::store::types::{
+    AmendOutcome, Change, ChangeOutcome, NewMessage, OutboxLease, SendOutcome, Stored,
+};
 use crate::store::{Store, StoreError, Writer};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
@@ -55,17 +59,22 @@ impl Lane {
                     continue;
                 }
             }
-            let (mut sends, mut changes) = (Vec::new(), Vec::new());
+            let mut sends = Vec::new();
+            let mut others = Vec::new();
             for request in requests.drain(..) {
                 match request {
                     Request::Send(send) => sends.push(send),
-                    Request::Change(change) => changes.push(change),
+                    other => others.push(other),
                 }
             }
-            // A change that was asked for while sends waited is concurrent with them.
+            // What else was asked for while sends waited is concurrent with them.
             self.commit_sends(sends).await;
-            for change in changes {
-                self.commit_change(change).await;
+            for other in others {
+                match other {
+                    Request::Change(change) => self.commit_change(change).await,
+                    Request::Amend(amend) => self.commit_amend(amend).await,
+                    Request::Send(send) => self.commit_sends(vec![send]).await,
+                }
             }
         }
     }
@@ -115,6 +124,7 @@ impl Lane {
                     self.metrics.sends.accepted.increment(1);
                     (send.reply)(Ok(Sent::Created(message.clone())));
                     events.push(Event::Message {
+                        kind: ChangeKind::MessageCreated,
                         message,
                         origin: send.origin,
                         members_version: stored.members_version,
@@ -127,6 +137,7 @@ impl Lane {
                     self.metrics.sends.accepted.increment(1);
                     (send.reply)(Ok(Sent::Created(message.clone())));
                     events.push(Event::Message {
+                        kind: ChangeKind::MessageCreated,
                         message,
                         origin: send.origin,
                         members_version: i64::MAX,
@@ -255,6 +266,50 @@ impl Lane {
                 let _ = reply.send(Err(store_problem(&error)));
             }
         }
+    }
+
+    /// One edit or deletion. To repeat it does no harm, so it is, also when it may be done already.
+    async fn commit_amend(&mut self, pending: PendingAmend) {
+        let PendingAmend { amendment, origin, received, reply } = pending;
+        let deadline = Instant::now() + RETRY_FOR;
+        let mut maybe_done = false;
+        let (outcome, outbox) = loop {
+            // A new one for each try: the row of a try that was done after all is the sweeper's.
+            let outbox = OutboxLease { id: OutboxId::random(), lease: self.lease };
+            let error = match self.writer.amend(&amendment, outbox).await {
+                Ok(outcome) => break (outcome, outbox),
+                Err(error) => error,
+            };
+            maybe_done |= matches!(error, StoreError::Unavailable { maybe_done: true, .. });
+            let again = maybe_done || matches!(error, StoreError::Conflict(_));
+            if !(again && error.is_transient() && Instant::now() < deadline) {
+                tracing::warn!(%error, "a change of a message was not stored");
+                reply(Err(store_problem(&error)));
+                return;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        };
+        let told = match &outcome {
+            AmendOutcome::Amended { message, members_version } => {
+                Some((message.clone(), *members_version))
+            }
+            // Made by a try whose answer was lost, and the members are not known.
+            AmendOutcome::Unchanged(message) if maybe_done => Some((message.clone(), i64::MAX)),
+            _ => None,
+        };
+        let kind = match amendment.edit {
+            Some(_) => ChangeKind::MessageEdited,
+            None => ChangeKind::MessageDeleted,
+        };
+        reply(amended(outcome));
+        let event = told.map(|(message, members_version)| Event::Message {
+            kind,
+            message: Arc::from(message),
+            origin,
+            members_version,
+            received,
+        });
+        self.dispatch(outbox.id, Instant::now(), event.into_iter().collect()).await;
     }
 
     async fn dispatch(&self, outbox: OutboxId, committed: Instant, events: Vec<Event>) {

@@ -25,7 +25,9 @@ use crate::protocol::command::SendMessage;
 use crate::protocol::model::Message;
 use crate::protocol::problem::Problem;
 use crate::store::StoreError;
-use crate::store::types::{Change, ChangeOutcome, Changed, NewMessage, SendOutcome};
+use crate::store::types::{
+    AmendOutcome, Amendment, Change, ChangeOutcome, Changed, NewMessage, SendOutcome,
+};
 use crate::telemetry::Metrics;
 use proofs::Proofs;
 
@@ -51,10 +53,14 @@ impl Sent {
 /// Called once, with what became of a send; must not wait.
 pub type Reply = Box<dyn FnOnce(Result<Sent, Problem>) + Send>;
 
+/// Called once, with what became of an edit or a deletion: the message as it is now; must not wait.
+pub type AmendReply = Box<dyn FnOnce(Result<Arc<Message>, Problem>) + Send>;
+
 /// What waits in a lane.
 pub enum Request {
     Send(PendingSend),
     Change(PendingChange),
+    Amend(PendingAmend),
 }
 
 pub struct PendingSend {
@@ -70,6 +76,14 @@ pub struct PendingChange {
     pub change: Change,
     pub received: Instant,
     pub reply: oneshot::Sender<Result<ChangeOutcome, Problem>>,
+}
+
+pub struct PendingAmend {
+    pub amendment: Amendment,
+    /// The session it came by, which gets no event of it.
+    pub origin: Option<SessionId>,
+    pub received: Instant,
+    pub reply: AmendReply,
 }
 
 /// The way in.
@@ -97,9 +111,10 @@ impl WritePath {
         let _ = self.hasten.try_send(user);
     }
 
-    /// All of a conversation's writes of this node go through one lane, in order.
-    fn lane(&self, conversation: ConversationId) -> &mpsc::Sender<Request> {
-        &self.lanes[conversation.slot() as usize % self.lanes.len()]
+    /// All of a conversation's writes of this node go through one lane, in order. A message's id
+    /// tells the slot of its conversation.
+    fn lane(&self, slot: u16) -> &mpsc::Sender<Request> {
+        &self.lanes[slot as usize % self.lanes.len()]
     }
 
     /// Submits a checked send and returns at once; `reply` is called after the commit, or now if
@@ -117,7 +132,7 @@ impl WritePath {
             mentions: send.mentions,
             metadata: send.metadata,
         };
-        let lane = self.lane(message.conversation_id);
+        let lane = self.lane(message.conversation_id.slot());
         let pending = PendingSend { message, origin, received: Instant::now(), reply };
         if let Err(refused) = lane.try_send(Request::Send(pending)) {
             let (Request::Send(pending), problem) = refusal(refused) else {
@@ -136,10 +151,23 @@ impl WritePath {
     ) -> Result<Changed, Problem> {
         let (reply, outcome) = oneshot::channel();
         let pending = PendingChange { conversation_id, change, received: Instant::now(), reply };
-        let lane = self.lane(conversation_id);
+        let lane = self.lane(conversation_id.slot());
         lane.try_send(Request::Change(pending)).map_err(|refused| refusal(refused).1)?;
         let outcome = outcome.await.map_err(|_| store_problem_unavailable())??;
         changed(outcome)
+    }
+
+    /// Submits a checked edit, or a deletion, and returns at once; `reply` is called after the
+    /// commit, or now if the lane is full.
+    pub fn amend(&self, amendment: Amendment, origin: Option<SessionId>, reply: AmendReply) {
+        let lane = self.lane(amendment.message_id.slot());
+        let pending = PendingAmend { amendment, origin, received: Instant::now(), reply };
+        if let Err(refused) = lane.try_send(Request::Amend(pending)) {
+            let (Request::Amend(pending), problem) = refusal(refused) else {
+                unreachable!("what comes back is what was sent")
+            };
+            (pending.reply)(Err(problem));
+        }
     }
 }
 
@@ -200,6 +228,27 @@ fn refused(outcome: &SendOutcome) -> Option<Problem> {
             Code::Busy,
             "the conversation's members keep changing; try again with the same client_message_id",
         ),
+    })
+}
+
+/// What a caller hears of an edit or a deletion that was judged.
+fn amended(outcome: AmendOutcome) -> Result<Arc<Message>, Problem> {
+    Err(match outcome {
+        AmendOutcome::Amended { message, .. } | AmendOutcome::Unchanged(message) => {
+            return Ok(Arc::from(message));
+        }
+        AmendOutcome::NotFound => Problem::message_not_found(),
+        AmendOutcome::NotSender => {
+            Problem::new(Code::Forbidden, "only its sender can edit or delete a message")
+        }
+        AmendOutcome::Forbidden => {
+            Problem::new(Code::Forbidden, "you may read this conversation but not write to it")
+        }
+        AmendOutcome::Deleted => Problem::new(Code::Conflict, "the message was deleted"),
+        AmendOutcome::Unsuitable(problem) => problem,
+        AmendOutcome::MentionNotMember => {
+            Problem::invalid("mentions", "someone mentioned is not a member of this conversation")
+        }
     })
 }
 

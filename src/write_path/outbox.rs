@@ -1,6 +1,7 @@
 //! The outbox's rows: let go a grace after their one attempt, and taken over from nodes that died
 //! between the commit and the dispatch.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatcher::{Dispatcher, Event};
 use crate::clock::Timestamp;
-use crate::ids::OutboxId;
+use crate::ids::{MessageId, OutboxId};
 use crate::protocol::model::ChangeKind;
 use crate::store::StoreError;
 use crate::store::types::{Changed, OutboxRow};
@@ -73,8 +74,8 @@ pub async fn settle_attempted(
     }
 }
 
-/// Takes over rows whose lease ran out. Messages go on as laggards, due at once; other changes,
-/// which nobody proves, are published once more. Until `stop`.
+/// Takes over rows whose lease ran out. New messages go on as laggards, due at once; other changes,
+/// which nobody proves, are dispatched once more. Until `stop`.
 pub async fn sweep(dispatcher: Arc<Dispatcher>, lease: Duration, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -117,7 +118,7 @@ async fn take_over(dispatcher: &Arc<Dispatcher>, lease: Duration) -> Result<usiz
     if rows.is_empty() {
         return Ok(0);
     }
-    let missed = dispatcher.dispatch(&changes(&rows)).await;
+    let missed = dispatcher.dispatch(&changes(dispatcher, &rows).await?).await;
     let ids = rows
         .iter()
         .filter(|row| !row.entries.iter().any(|entry| missed.contains(&entry.conversation_id)));
@@ -126,17 +127,35 @@ async fn take_over(dispatcher: &Arc<Dispatcher>, lease: Duration) -> Result<usiz
     Ok(rows.len())
 }
 
-fn changes(rows: &[OutboxRow]) -> Vec<Event> {
-    let entries = rows.iter().flat_map(|row| &row.entries);
-    let changes = entries.filter(|entry| entry.kind == ChangeKind::ConversationUpdated);
-    let changed = changes.map(|entry| {
-        Event::Conversation(Changed {
-            conversation_id: entry.conversation_id,
-            seq: entry.seq,
-            at: Timestamp::now(),
-            // Unknown: the members are read anew.
-            members_version: i64::MAX,
-        })
-    });
-    changed.collect()
+/// What is not a new message. A message changed several times is told once, as it is now: who
+/// waits for a place in between finds it by reading.
+async fn changes(dispatcher: &Dispatcher, rows: &[OutboxRow]) -> Result<Vec<Event>, StoreError> {
+    // Unknown: the members are read anew.
+    let members_version = i64::MAX;
+    let mut events = Vec::new();
+    let mut amended = BTreeMap::new();
+    for entry in rows.iter().flat_map(|row| &row.entries) {
+        match (entry.kind, entry.message_id) {
+            (ChangeKind::ConversationUpdated, _) => events.push(Event::Conversation(Changed {
+                conversation_id: entry.conversation_id,
+                seq: entry.seq,
+                at: Timestamp::now(),
+                members_version,
+            })),
+            (ChangeKind::MessageEdited | ChangeKind::MessageDeleted, Some(id)) => {
+                amended.insert(id, entry.kind);
+            }
+            _ => {}
+        }
+    }
+    let ids: Vec<MessageId> = amended.keys().copied().collect();
+    let messages = dispatcher.store.messages(&ids).await?;
+    events.extend(messages.into_iter().map(|message| Event::Message {
+        kind: amended[&message.id],
+        message: Arc::new(message),
+        origin: None,
+        members_version,
+        received: Instant::now(),
+    }));
+    Ok(events)
 }

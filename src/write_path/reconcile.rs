@@ -15,6 +15,7 @@ use crate::ids::{Seq, UserId};
 use crate::offline::Reason;
 use crate::presence::Status;
 use crate::protocol::event::Event;
+use crate::protocol::model::ChangeKind;
 use crate::store::Result;
 use crate::store::types::{Laggard, Proof, Run};
 use crate::telemetry::metrics::LaggardOutcome;
@@ -32,6 +33,9 @@ const PAGE: u32 = 100;
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// How soon to look again when presence is not known.
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a laggard lacks is messages, not their later changes.
+const CREATED: ChangeKind = ChangeKind::MessageCreated;
 
 /// What is to be done about one laggard.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -175,9 +179,9 @@ async fn take(dispatcher: &Arc<Dispatcher>, laggard: &Laggard, step: Step) -> Re
 async fn republish(dispatcher: &Arc<Dispatcher>, laggard: &Laggard) -> Result<bool> {
     let Laggard { user_id, conversation_id, settled_seq, .. } = *laggard;
     let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
-    let envelopes = lacking
-        .iter()
-        .map(|message| (user_id, message_envelope(message, None, message.created_at).encode()));
+    let envelopes = lacking.iter().map(|message| {
+        (user_id, message_envelope(CREATED, message, None, message.created_at).encode())
+    });
     let envelopes: Vec<_> = envelopes.collect();
     dispatcher.bus.publish(&envelopes).await;
     // Its proof removes the row.
@@ -198,7 +202,7 @@ async fn hand_over(
         let seqs: Vec<Seq> = lacking.iter().map(|message| message.seq).collect();
         let records = lacking.into_iter().map(|message| {
             let recipients = vec![recipient(&message, user_id, muted)];
-            dispatcher.hand_over(Arc::new(message), recipients, reason)
+            dispatcher.hand_over(CREATED, Arc::new(message), recipients, reason)
         });
         let confirmed = futures_util::future::join_all(records).await;
         // What was confirmed in order is not handed over again.

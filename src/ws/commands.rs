@@ -14,7 +14,9 @@ use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command};
 use crate::protocol::event::{self, Event};
+use crate::protocol::model::Message;
 use crate::protocol::problem::Problem;
+use crate::store::types::Amendment;
 use crate::write_path::Sent;
 
 /// Commands that cannot be understood, in a minute, before the session ends.
@@ -77,18 +79,53 @@ async fn on_command(
             let reserved = session.reserve(size).await;
             let answered = session.clone();
             let reply = Box::new(move |result: Result<Sent, Problem>| {
-                let answer = match (result, &reference) {
-                    (Ok(sent), Some(reference)) => {
-                        event::ok(reference, json!({ "message": sent.message() }))
-                    }
-                    (Ok(_), None) => return answered.release(reserved),
-                    (Err(problem), reference) => event::error(reference.as_deref(), &problem),
-                };
-                answered.push(Item { reserved, ..Item::text(answer, Class::Answer) });
+                let message = result.as_ref().map(Sent::message);
+                finish(&answered, reserved, reference.as_deref(), message);
             });
             node.write_path.send(session.user_id, Some(session.id), send, reply);
         }
+        Command::EditMessage(message_id, edit) => {
+            // Metadata that is kept is in the answer, too.
+            let kept = if edit.metadata.is_none() { node.limits.max_metadata_bytes } else { 0 };
+            let amendment = Amendment { by: session.user_id, message_id, edit: Some(edit) };
+            amend(amendment, reference, size + kept, session, node).await;
+        }
+        Command::DeleteMessage(message_id) => {
+            let amendment = Amendment { by: session.user_id, message_id, edit: None };
+            amend(amendment, reference, size, session, node).await;
+        }
     }
+}
+
+async fn amend(
+    amendment: Amendment,
+    reference: Option<String>,
+    size: usize,
+    session: &Arc<Session>,
+    node: &Arc<Node>,
+) {
+    let reserved = session.reserve(size).await;
+    let answered = session.clone();
+    let reply = Box::new(move |result: Result<Arc<Message>, Problem>| {
+        let message = result.as_ref().map(Arc::as_ref);
+        finish(&answered, reserved, reference.as_deref(), message);
+    });
+    node.write_path.amend(amendment, Some(session.id), reply);
+}
+
+/// Answers a command that made or changed a message.
+fn finish(
+    session: &Session,
+    reserved: u32,
+    reference: Option<&str>,
+    result: Result<&Message, &Problem>,
+) {
+    let answer = match (result, reference) {
+        (Ok(message), Some(reference)) => event::ok(reference, json!({ "message": message })),
+        (Ok(_), None) => return session.release(reserved),
+        (Err(problem), reference) => event::error(reference, problem),
+    };
+    session.push(Item { reserved, ..Item::text(answer, Class::Answer) });
 }
 
 /// Commands that could not be understood, counted by the minute.

@@ -6,6 +6,7 @@ mod harness;
 
 mod bus;
 mod delivery;
+mod edits;
 mod faults;
 mod handed;
 mod lifecycle;

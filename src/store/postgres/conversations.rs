@@ -122,6 +122,7 @@ struct MembersRow {
     /// These are null in the one row of a conversation without anyone.
     user_id: Option<Uuid>,
     joined_seq: Option<i64>,
+    history_from_seq: Option<i64>,
     left_seq: Option<i64>,
     muted_until: Option<OffsetDateTime>,
 }
@@ -210,6 +211,7 @@ impl Postgres {
             Some(MemberState {
                 user_id: UserId(row.user_id?),
                 joined_seq: row.joined_seq?,
+                history_from_seq: row.history_from_seq?,
                 left_seq: row.left_seq,
                 muted_until: row.muted_until.map(Into::into),
             })

@@ -14,7 +14,7 @@ use crate::store::types::{History, HistoryPage, NewMessage, OutboxLease, SendOut
 use crate::store::{Result, StoreError};
 
 #[derive(FromRow)]
-struct MessageRow {
+pub(super) struct MessageRow {
     id: Uuid,
     conversation_id: Uuid,
     seq: i64,

@@ -4,6 +4,7 @@
 //! own ([`PostgresWriter`]). No wait is without an end: the server stops a statement that takes too
 //! long, and this side gives up on a server that does not even do that.
 
+mod amend;
 mod changes;
 mod conversations;
 mod error;

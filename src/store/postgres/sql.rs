@@ -13,6 +13,10 @@ macro_rules! statements {
 
 statements! {
     ACQUAINTED = "acquainted";
+    AMEND_DELETE = "amend_delete";
+    AMEND_EDIT = "amend_edit";
+    AMEND_JUDGE = "amend_judge";
+    AMEND_LOCK = "amend_lock";
     CHANGE_BUMP = "change_bump";
     CHANGE_HEIR = "change_heir";
     CHANGE_JOIN = "change_join";
@@ -26,6 +30,7 @@ statements! {
     CONVERSATION_EVENT = "conversation_event";
     CREATE = "create";
     CREATE_EXISTING = "create_existing";
+    EDITS = "edits";
     EPOCH = "epoch";
     HASTEN_LAGGARDS = "hasten_laggards";
     HISTORY = "history";
@@ -34,6 +39,7 @@ statements! {
     LACKING = "lacking";
     LAGGARDS_STATE = "laggards_state";
     MEMBERS = "members";
+    MESSAGE = "message";
     MESSAGES = "messages";
     MIGRATIONS_APPLIED = "migrations_applied";
     OUTBOX_STATE = "outbox_state";

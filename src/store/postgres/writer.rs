@@ -8,9 +8,11 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::time::timeout;
 
 use super::error::timed_out;
-use super::{ANSWER_LIMIT, changes, connect, messages};
+use super::{ANSWER_LIMIT, amend, changes, connect, messages};
 use crate::ids::ConversationId;
-use crate::store::types::{Change, ChangeOutcome, NewMessage, OutboxLease, SendOutcome};
+use crate::store::types::{
+    AmendOutcome, Amendment, Change, ChangeOutcome, NewMessage, OutboxLease, SendOutcome,
+};
 use crate::store::{Result, StoreError};
 
 pub struct PostgresWriter {
@@ -46,6 +48,17 @@ impl PostgresWriter {
     ) -> Result<ChangeOutcome> {
         let mut connection = self.take().await?;
         let making = changes::make(&mut connection, id, change, max_group_size, outbox);
+        let made = timeout(ANSWER_LIMIT, making).await;
+        self.put_back(connection, made.unwrap_or_else(|_| Err(timed_out(true))))
+    }
+
+    pub async fn amend(
+        &mut self,
+        amendment: &Amendment,
+        outbox: OutboxLease,
+    ) -> Result<AmendOutcome> {
+        let mut connection = self.take().await?;
+        let making = amend::make(&mut connection, amendment, outbox);
         let made = timeout(ANSWER_LIMIT, making).await;
         self.put_back(connection, made.unwrap_or_else(|_| Err(timed_out(true))))
     }

@@ -20,11 +20,11 @@ type Step = std::result::Result<Advance, ChangeOutcome>;
 
 /// The place that a change takes in the conversation's log.
 #[derive(FromRow)]
-struct Advance {
-    last_seq: Seq,
-    members_version: i64,
+pub(super) struct Advance {
+    pub(super) last_seq: Seq,
+    pub(super) members_version: i64,
     /// The database's clock.
-    now: i64,
+    pub(super) now: i64,
 }
 
 /// A conversation as the asking member finds it.
@@ -332,7 +332,7 @@ async fn write_member(
 }
 
 /// Takes the next seq, after `growth` members more; with `members`, their next version too.
-async fn advance(
+pub(super) async fn advance(
     tx: &mut SqliteConnection,
     id: ConversationId,
     growth: i64,

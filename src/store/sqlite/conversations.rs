@@ -107,6 +107,7 @@ impl Sqlite {
                 Some(MemberState {
                     user_id: UserId(row.user_id?),
                     joined_seq: row.joined_seq?,
+                    history_from_seq: row.history_from_seq?,
                     left_seq: row.left_seq,
                     muted_until: row.muted_until.map(Timestamp::from_millis),
                 })
@@ -297,6 +298,7 @@ struct MemberStateRow {
     members_version: i64,
     user_id: Option<Uuid>,
     joined_seq: Option<Seq>,
+    history_from_seq: Option<Seq>,
     left_seq: Option<Seq>,
     muted_until: Option<i64>,
 }

@@ -6,6 +6,7 @@
 //!
 //! A commit is on the disk when it returns (`synchronous=FULL`).
 
+mod amend;
 mod changes;
 mod conversations;
 mod error;

@@ -16,6 +16,11 @@ macro_rules! statements {
 
 statements! {
     ACQUAINTED = "acquainted",
+    AMEND_DELETE = "amend_delete",
+    AMEND_EDIT = "amend_edit",
+    AMEND_FORGET = "amend_forget",
+    AMEND_JUDGE = "amend_judge",
+    AMEND_KEEP = "amend_keep",
     CONVERSATION = "conversation",
     CONVERSATIONS = "conversations",
     CONVERSATION_ADVANCE = "conversation_advance",
@@ -24,6 +29,7 @@ statements! {
     CONVERSATION_FOR_EVENT = "conversation_for_event",
     CONVERSATION_STATE = "conversation_state",
     CONVERSATION_TITLE = "conversation_title",
+    EDITS = "edits",
     HISTORY = "history",
     HISTORY_FROM = "history_from",
     IS_MEMBER = "is_member",
@@ -43,6 +49,7 @@ statements! {
     MEMBER_LEAVE = "member_leave",
     MEMBER_SET = "member_set",
     MEMBER_STATE = "member_state",
+    MESSAGE = "message",
     MESSAGES_BY_ID = "messages_by_id",
     OUTBOX_CLAIM = "outbox_claim",
     OUTBOX_DELETE = "outbox_delete",

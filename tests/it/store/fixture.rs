@@ -13,8 +13,8 @@ use tidings::config::{PostgresConfig, SqliteConfig, StoreConfig};
 use tidings::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
 use tidings::protocol::model::{Conversation, Kind, Message, MessageType};
 use tidings::store::types::{
-    Change, ChangeOutcome, Changed, History, HistoryPage, NewMessage, OutboxLease, Proof, Run,
-    SendOutcome, Settled, Stored,
+    AmendOutcome, Amendment, Change, ChangeOutcome, Changed, History, HistoryPage, NewMessage,
+    OutboxLease, Proof, Run, SendOutcome, Settled, Stored,
 };
 use tidings::store::{Store, StoreError, Writer};
 use tidings::telemetry::Metrics;
@@ -203,6 +203,10 @@ impl Fixture {
         change_by(&mut *self.writer.lock().await, id, &change, max_group_size).await
     }
 
+    pub async fn amend(&self, amendment: Amendment) -> AmendOutcome {
+        amend_by(&mut *self.writer.lock().await, &amendment, lease()).await
+    }
+
     pub async fn group(&self, owner: UserId, members: &[UserId]) -> ConversationId {
         let id = ConversationId::random();
         changed(&self.change(id, create_group(owner, members)).await);
@@ -336,6 +340,20 @@ pub async fn change_by(
     panic!("other transactions were in the way {TRIES} times");
 }
 
+pub async fn amend_by(
+    writer: &mut Writer,
+    amendment: &Amendment,
+    outbox: OutboxLease,
+) -> AmendOutcome {
+    for _ in 0..TRIES {
+        match writer.amend(amendment, outbox).await {
+            Err(StoreError::Conflict(_)) => {}
+            outcome => return outcome.expect("the change commits"),
+        }
+    }
+    panic!("other transactions were in the way {TRIES} times");
+}
+
 pub fn stored(outcome: &SendOutcome) -> Stored {
     match outcome {
         SendOutcome::Stored(stored) => *stored,
@@ -347,6 +365,13 @@ pub fn changed(outcome: &ChangeOutcome) -> Changed {
     match outcome {
         ChangeOutcome::Changed(changed) => *changed,
         other => panic!("the change is made, not {other:?}"),
+    }
+}
+
+pub fn amended(outcome: AmendOutcome) -> Message {
+    match outcome {
+        AmendOutcome::Amended { message, .. } => *message,
+        other => panic!("the message is changed, not {other:?}"),
     }
 }
 

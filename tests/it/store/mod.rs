@@ -4,6 +4,7 @@
 //! one database can show stands in a file of its own.
 
 mod change;
+mod edits;
 mod fixture;
 mod lanes;
 mod postgres;
@@ -58,6 +59,17 @@ on_each_store! {
         roles_and_rights_are_given_by_those_above,
         the_title_is_set_by_owners_and_admins,
         a_direct_conversation_does_not_change;
+    edits:
+        an_edit_keeps_the_version_before,
+        an_edit_that_changes_nothing_takes_no_seq,
+        mentions_and_metadata_follow_the_edit,
+        only_its_sender_edits_or_deletes_a_message,
+        one_who_may_not_write_may_still_delete,
+        an_edit_suits_the_type_of_its_message,
+        a_deleted_message_keeps_its_place_and_nothing_else,
+        earlier_versions_are_shown_to_those_who_see_the_message,
+        edits_and_messages_share_one_log,
+        edits_and_deletions_hold_nobody_up;
     read:
         history_goes_back_page_by_page,
         history_begins_where_the_member_may_look,

@@ -181,11 +181,15 @@ pub async fn members_for_dispatch_include_recent_leavers(f: Arc<Fixture>) {
     let state = |user_id, joined_seq, left_seq| MemberState {
         user_id,
         joined_seq,
+        history_from_seq: 1,
         left_seq,
         muted_until: None,
     };
     let expected = [state(ann, 1, None), state(ben, 1, Some(left)), state(cat, joined, None)];
     assert_eq!(found.members, expected);
+    let late = f.add(id, ann, user(), false).await;
+    let found = f.store.members(id).await.unwrap().expect("it exists");
+    assert!(found.members.iter().any(|member| member.history_from_seq == late), "{found:?}");
     assert_eq!(f.store.members(ConversationId::random()).await.unwrap(), None);
 }
 

@@ -1,0 +1,1 @@
+delete from message_edits where message_id = ?1
