@@ -14,12 +14,14 @@ use uuid::Uuid;
 use crate::handed::{Handed, users};
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Cluster, id, text, user};
+use crate::harness::http::Rest;
 use crate::harness::process::{Process, Signal};
 use crate::harness::{cluster_scenarios, scenarios};
 
 scenarios! {
     one_without_a_device_is_handed_over_and_nobody_else,
     mentions_and_mutes_are_told,
+    a_fast_dialogue_leaves_nobody_behind,
     many_messages_for_one_who_is_absent_are_all_handed_over,
     one_without_a_device_who_is_no_member_any_more_is_not_told,
     what_a_dead_node_left_in_the_outbox_is_delivered,
@@ -32,6 +34,28 @@ cluster_scenarios! {
     one_whose_node_was_killed_gets_his_messages_where_he_comes_back
         ["OFFLINE_AFTER" = "20s", "NODE_LEASE" = "6s"],
     what_a_killed_node_acknowledged_arrives ["OFFLINE_AFTER" = "60s"],
+}
+
+/// In a dialogue each message is a run of its own, for one's own lie between. When only one run of
+/// a member was settled with each flush, a fast one left both behind: messages came again, and in
+/// the end went to the offline sink of people who had never left.
+async fn a_fast_dialogue_leaves_nobody_behind(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let conversation = cluster.group(0, alice, &[bob]).await;
+    let mut devices = [cluster.connect(0, alice).await, cluster.connect(1, bob).await];
+    for number in 0..200 {
+        let (speaks, listens) = (number % 2, 1 - number % 2);
+        let sent = devices[speaks].send(conversation, &format!("{number}")).await;
+        assert_eq!(devices[listens].new_message().await, sent);
+    }
+    cluster.settled().await;
+    for at in 0..2 {
+        let metrics = Rest::new(cluster.addr(at), None).get("/metrics").await.text;
+        let of = |name: &'static str| metrics.lines().filter(move |line| line.starts_with(name));
+        for line in of("tidings_laggards_total").chain(of("tidings_offline_records_total")) {
+            assert!(line.ends_with(" 0"), "nobody was looked after: {line}");
+        }
+    }
 }
 
 async fn one_without_a_device_is_handed_over_and_nobody_else(cluster: &Cluster) {

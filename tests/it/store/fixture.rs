@@ -21,7 +21,7 @@ use tidings::telemetry::Metrics;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::harness::services;
+use crate::harness::{services, until};
 
 pub const MAX_GROUP: usize = 1000;
 /// An outbox row of the cases can be claimed at once.
@@ -104,10 +104,12 @@ impl Fixture {
         };
         let name = config.options.get_database().expect("the fixture named it");
         let mut connection = admin.connect().await.expect("Postgres answers");
-        sqlx::query(AssertSqlSafe(format!("drop database {name} with (force)")))
-            .execute(&mut connection)
-            .await
-            .expect("the database can be removed");
+        let drop = format!("drop database {name} with (force)");
+        // The server may be vacuuming it, which is not for us to end.
+        until("the database is dropped", async || {
+            sqlx::query(AssertSqlSafe(drop.clone())).execute(&mut connection).await.ok()
+        })
+        .await;
     }
 
     /// As many writers as the store can use, at most `wanted`.
