@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,7 +30,7 @@ use crate::write_path::members::MembersCache;
 use crate::write_path::proofs::Proofs;
 use crate::write_path::{LANE_QUEUE, WritePath, outbox, reconcile};
 use crate::ws::hub::Hub;
-use crate::ws::{Node, heartbeat};
+use crate::ws::{Node, PRESENCE_TURNS, heartbeat};
 
 /// Committed batches that may wait for their dispatch; beyond, the lane waits.
 const DISPATCH_QUEUE: usize = 64;
@@ -175,6 +175,7 @@ impl App {
             metrics,
             sessions: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            presence_turns: Semaphore::new(PRESENCE_TURNS),
             sockets: AtomicUsize::new(0),
             config: config.clone(),
         });

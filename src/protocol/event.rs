@@ -98,6 +98,12 @@ impl<'a> Event<'a> {
     }
 }
 
+/// What answers a command that makes or changes a message.
+#[derive(Serialize)]
+pub struct MessageAnswer<'a> {
+    pub message: &'a Message,
+}
+
 /// The answer to a command that carried a `ref`.
 #[derive(Serialize)]
 struct Answer<'a, T: Serialize> {

@@ -13,7 +13,7 @@ use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command};
-use crate::protocol::event::{self, Event};
+use crate::protocol::event::{self, Event, MessageAnswer};
 use crate::protocol::model::Message;
 use crate::protocol::problem::Problem;
 use crate::store::types::Amendment;
@@ -121,7 +121,7 @@ fn finish(
     result: Result<&Message, &Problem>,
 ) {
     let answer = match (result, reference) {
-        (Ok(message), Some(reference)) => event::ok(reference, json!({ "message": message })),
+        (Ok(message), Some(reference)) => event::ok(reference, MessageAnswer { message }),
         (Ok(_), None) => return session.release(reserved),
         (Err(problem), reference) => event::error(reference, problem),
     };

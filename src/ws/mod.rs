@@ -17,6 +17,7 @@ pub mod writer;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -32,6 +33,9 @@ use crate::telemetry::Metrics;
 use crate::write_path::WritePath;
 use hub::Hub;
 use outbound::Bounds;
+
+/// See [`Node::presence_turns`].
+pub const PRESENCE_TURNS: usize = 512;
 
 /// The handles a session or a request needs; made once by `app`.
 pub struct Node {
@@ -51,6 +55,9 @@ pub struct Node {
     pub sessions: TaskTracker,
     /// Set when this node takes no new sockets and requests any more.
     pub stopping: CancellationToken,
+    /// Sessions that may be registering or leaving at a time. The rest of a storm waits for its turn
+    /// in little memory; the presence's own requests are large.
+    pub presence_turns: Semaphore,
     /// Sockets that are open or being opened, against `MAX_CONNECTIONS`.
     pub sockets: AtomicUsize,
 }

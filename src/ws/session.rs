@@ -88,7 +88,10 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
         return Err(refuse(code));
     }
     let entry = session.entry(node.presence.node_id());
-    let registered = node.presence.register(session.user_id, entry).await.map_err(|error| {
+    let turn = node.presence_turns.acquire().await;
+    let registered = Box::pin(node.presence.register(session.user_id, entry)).await;
+    drop(turn);
+    let registered = registered.map_err(|error| {
         tracing::warn!(session.id = %session.id, %error, "a session found no presence");
         refuse(CloseCode::Overload)
     })?;
@@ -96,7 +99,7 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
         // Replaced in the meantime, and perhaps registered after the younger one: put that right.
         if let Some(younger) = node.hub.of_device(session.user_id, &session.device_id) {
             let entry = younger.entry(node.presence.node_id());
-            let again = node.presence.register(session.user_id, entry).await;
+            let again = Box::pin(node.presence.register(session.user_id, entry)).await;
             if let Err(error) = again {
                 tracing::warn!(session.id = %younger.id, %error, "not registered again");
             }
@@ -147,7 +150,9 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
     if matches!(code, CloseCode::Lost | CloseCode::HeartbeatMissed | CloseCode::SlowConsumer) {
         node.write_path.hasten(session.user_id);
     }
-    node.presence.remove(session.user_id, &session.device_id, session.id).await;
+    let turn = node.presence_turns.acquire().await;
+    Box::pin(node.presence.remove(session.user_id, &session.device_id, session.id)).await;
+    drop(turn);
     node.metrics.sockets.open.decrement(1.0);
     node.metrics.sockets.closed.of(code).increment(1);
     tracing::debug!(
