@@ -28,7 +28,8 @@ use crate::write_path::dispatcher::Dispatcher;
 use crate::write_path::lane::Lane;
 use crate::write_path::members::MembersCache;
 use crate::write_path::proofs::Proofs;
-use crate::write_path::{LANE_QUEUE, WritePath, outbox, reconcile};
+use crate::write_path::receipts::Receipts;
+use crate::write_path::{LANE_QUEUE, WritePath, janitor, outbox, receive, reconcile};
 use crate::ws::hub::Hub;
 use crate::ws::{Node, PRESENCE_TURNS, heartbeat};
 
@@ -111,6 +112,8 @@ impl App {
             })?;
 
         let proofs = Proofs::new(metrics.clone());
+        let receipts =
+            Arc::new(Receipts { store: store.clone(), bus: bus.clone(), metrics: metrics.clone() });
         let (attempted, attempts) = mpsc::channel(outbox::ATTEMPTED_QUEUE);
         let dispatcher = Arc::new(Dispatcher {
             store: store.clone(),
@@ -145,16 +148,27 @@ impl App {
             lanes.push(sender);
         }
         let grace = config.delivery.settle_grace;
+        let (to_receive, received) = mpsc::channel(receive::RECEIVE_QUEUE);
+        let receiving = receive::run(
+            receipts.clone(),
+            proofs.clone(),
+            config.delivery.receipts_max_members,
+            received,
+            stages.dispatch.stop.clone(),
+        );
+        stages.dispatch.spawn("receive", receiving);
         let stop = stages.proofs.stop.clone();
-        stages.proofs.spawn("proofs", proofs.clone().run(store.clone(), grace, stop));
-        let spawn = |task, work| stages.outbox.spawn(task, work);
+        stages.proofs.spawn("proofs", proofs.clone().run(receipts, config.delivery.clone(), stop));
         let stop = || stages.outbox.stop.clone();
         stages
             .outbox
             .spawn("settle", outbox::settle_attempted(dispatcher.clone(), attempts, grace, stop()));
         stages.outbox.spawn("sweep", outbox::sweep(dispatcher.clone(), lease, stop()));
+        let retention = config.delivery.receipts_retention;
+        stages.outbox.spawn("janitor", janitor::run(store.clone(), retention, stop()));
         let (hasten, hastened) = mpsc::channel(reconcile::HASTEN_QUEUE);
-        spawn("reconcile", reconcile::run(dispatcher, config.delivery.clone(), hastened, stop()));
+        let reconciling = reconcile::run(dispatcher, config.delivery.clone(), hastened, stop());
+        stages.outbox.spawn("reconcile", reconciling);
 
         stages.offline.guard();
         let node = Arc::new(Node {
@@ -171,7 +185,7 @@ impl App {
             store,
             store_epoch,
             offline,
-            write_path: WritePath::new(lanes, proofs, hasten, metrics.clone()),
+            write_path: WritePath::new(lanes, proofs, to_receive, hasten, metrics.clone()),
             metrics,
             sessions: TaskTracker::new(),
             stopping: CancellationToken::new(),

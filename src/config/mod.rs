@@ -64,6 +64,8 @@ pub const SETTINGS: &[Setting] = &[
     open("MAX_CONTENT_BYTES"),
     open("MAX_METADATA_BYTES"),
     open("MAX_GROUP_SIZE"),
+    open("RECEIPTS_MAX_MEMBERS"),
+    open("RECEIPTS_RETENTION"),
     open("OFFLINE_AFTER"),
     open("SETTLE_GRACE"),
     open("NODE_LEASE"),
@@ -245,6 +247,10 @@ pub struct DeliveryConfig {
     pub offline_after: Duration,
     /// How long a dispatched message may stay unproven before its recipient is a laggard.
     pub settle_grace: Duration,
+    /// In larger groups receipts leave no rows and are not told: only watermarks move.
+    pub receipts_max_members: u32,
+    /// How long it is known when receipts were given.
+    pub receipts_retention: Duration,
 }
 
 #[derive(Clone, Debug)]

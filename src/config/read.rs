@@ -51,6 +51,9 @@ const GROUP_SIZE: usize = 1_000;
 const OFFLINE_AFTER: Duration = Duration::from_secs(30);
 /// More than a healthy delivery with its proof takes, so that then nobody becomes a laggard.
 const SETTLE_GRACE: Duration = Duration::from_secs(5);
+/// Each message of a larger group would make more rows and events than it has readers who care.
+const RECEIPTS_MAX_MEMBERS: u32 = 256;
+const RECEIPTS_RETENTION: Duration = Duration::from_secs(90 * 24 * 3_600);
 /// Three heartbeats: one may be lost, and a crash shows soon.
 const NODE_LEASE: Duration = Duration::from_secs(15);
 /// The heartbeat is a third of the lease and needs time for a round trip.
@@ -109,6 +112,16 @@ impl Config {
             delivery: DeliveryConfig {
                 offline_after: read.duration("OFFLINE_AFTER", OFFLINE_AFTER, SHORTEST..=24 * HOUR),
                 settle_grace: read.duration("SETTLE_GRACE", SETTLE_GRACE, SHORTEST..=HOUR),
+                receipts_max_members: read.number(
+                    "RECEIPTS_MAX_MEMBERS",
+                    RECEIPTS_MAX_MEMBERS,
+                    0..=100_000,
+                ),
+                receipts_retention: read.duration(
+                    "RECEIPTS_RETENTION",
+                    RECEIPTS_RETENTION,
+                    SHORTEST..=24 * 3_650 * HOUR,
+                ),
             },
             drain: DrainConfig {
                 grace: read.duration("DRAIN_GRACE", drain_grace, Duration::ZERO..=HOUR),

@@ -5,6 +5,7 @@ use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use super::Call;
 use crate::ids::{ConversationId, MessageId, UserId};
@@ -48,6 +49,18 @@ pub fn with_type(status: StatusCode, kind: &'static str, body: Bytes) -> Respons
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
+}
+
+/// Submits something to the write path and waits for what became of it.
+pub async fn outcome<T: Send + 'static>(
+    submit: impl FnOnce(Box<dyn FnOnce(Result<T, Problem>) + Send>),
+) -> Result<T, Problem> {
+    let (reply, outcome) = oneshot::channel();
+    submit(Box::new(move |result| {
+        // The client may have gone; what was stored stands.
+        let _ = reply.send(result);
+    }));
+    outcome.await.map_err(|_| Problem::outcome_unknown())?
 }
 
 impl Call<'_> {

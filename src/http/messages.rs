@@ -2,10 +2,9 @@
 
 use hyper::StatusCode;
 use serde_json::json;
-use tokio::sync::oneshot;
 
 use super::Call;
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, outcome};
 use crate::protocol::code::Code;
 use crate::protocol::command::{self, EditMessage, SendMessage};
 use crate::protocol::problem::Problem;
@@ -27,15 +26,7 @@ pub async fn send(mut call: Call<'_>) -> Answer {
     let send = send.checked(&call.node.limits).inspect_err(|problem| {
         call.node.metrics.sends.refused.of(problem.code).increment(1);
     })?;
-    let (reply, outcome) = oneshot::channel();
-    let reply = Box::new(move |result| {
-        // The client may have gone; what was stored stands.
-        let _ = reply.send(result);
-    });
-    call.node.write_path.send(call.user, None, send, reply);
-    let sent = outcome.await.map_err(|_| {
-        Problem::new(Code::Unavailable, "the node stopped before the outcome was known")
-    })??;
+    let sent = outcome(|reply| call.node.write_path.send(call.user, None, send, reply)).await?;
     let status = match sent {
         Sent::Created(_) => StatusCode::CREATED,
         Sent::Repeated(_) => StatusCode::OK,
@@ -56,15 +47,7 @@ pub async fn delete(call: Call<'_>) -> Answer {
 }
 
 async fn amend(call: &Call<'_>, amendment: Amendment) -> Answer {
-    let (reply, outcome) = oneshot::channel();
-    let reply = Box::new(move |result| {
-        // The client may have gone; what was changed stands.
-        let _ = reply.send(result);
-    });
-    call.node.write_path.amend(amendment, None, reply);
-    let message = outcome.await.map_err(|_| {
-        Problem::new(Code::Unavailable, "the node stopped before the outcome was known")
-    })??;
+    let message = outcome(|reply| call.node.write_path.amend(amendment, None, reply)).await?;
     answer::ok(&*message)
 }
 

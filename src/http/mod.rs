@@ -6,6 +6,7 @@ pub mod conversations;
 pub mod messages;
 pub mod participants;
 pub mod presence;
+pub mod receipts;
 pub mod state;
 
 use std::convert::Infallible;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::protocol::code::Code;
+use crate::protocol::model::ReceiptKind;
 use crate::protocol::problem::Problem;
 use crate::telemetry::metrics::{RouteMetrics, StatusClass};
 use crate::ws::{Node, upgrade};
@@ -231,6 +233,9 @@ pub enum Route {
     Messages,
     Message,
     Edits,
+    Read,
+    Delivered,
+    Receipts,
     Conversations,
     Conversation,
     Participants,
@@ -244,7 +249,7 @@ pub enum Route {
 type Path = [String; 2];
 
 impl Route {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Page,
         Self::Health,
         Self::Ready,
@@ -253,6 +258,9 @@ impl Route {
         Self::Messages,
         Self::Message,
         Self::Edits,
+        Self::Read,
+        Self::Delivered,
+        Self::Receipts,
         Self::Conversations,
         Self::Conversation,
         Self::Participants,
@@ -279,6 +287,9 @@ impl Route {
                 ["messages"] => (Self::Messages, none()),
                 ["messages", id] => (Self::Message, ids(id, "")),
                 ["messages", id, "edits"] => (Self::Edits, ids(id, "")),
+                ["messages", id, "read"] => (Self::Read, ids(id, "")),
+                ["messages", id, "delivered"] => (Self::Delivered, ids(id, "")),
+                ["messages", id, "receipts"] => (Self::Receipts, ids(id, "")),
                 ["conversations"] => (Self::Conversations, none()),
                 ["conversations", id] => (Self::Conversation, ids(id, "")),
                 ["conversations", id, "participants"] => (Self::Participants, ids(id, "")),
@@ -302,6 +313,9 @@ impl Route {
             Self::Messages => "/api/v1/messages",
             Self::Message => "/api/v1/messages/{id}",
             Self::Edits => "/api/v1/messages/{id}/edits",
+            Self::Read => "/api/v1/messages/{id}/read",
+            Self::Delivered => "/api/v1/messages/{id}/delivered",
+            Self::Receipts => "/api/v1/messages/{id}/receipts",
             Self::Conversations => "/api/v1/conversations",
             Self::Conversation => "/api/v1/conversations/{id}",
             Self::Participants => "/api/v1/conversations/{id}/participants",
@@ -320,9 +334,10 @@ impl Route {
             | Self::Metrics
             | Self::Socket
             | Self::Edits
+            | Self::Receipts
             | Self::History
             | Self::Presence => &["GET"],
-            Self::Messages => &["POST"],
+            Self::Messages | Self::Read | Self::Delivered => &["POST"],
             Self::Message => &["GET", "PUT", "DELETE"],
             Self::Conversations | Self::Participants => &["GET", "POST"],
             Self::Conversation => &["GET", "PATCH"],
@@ -380,6 +395,9 @@ async fn handle(
         (Route::Message, Method::DELETE) => messages::delete(call).await,
         (Route::Message, _) => messages::get(call).await,
         (Route::Edits, _) => messages::edits(call).await,
+        (Route::Read, _) => receipts::note(call, ReceiptKind::Read).await,
+        (Route::Delivered, _) => receipts::note(call, ReceiptKind::Delivered).await,
+        (Route::Receipts, _) => receipts::list(call).await,
         (Route::Conversations, Method::POST) => conversations::create(call).await,
         (Route::Conversations, _) => conversations::list(call).await,
         (Route::Conversation, Method::PATCH) => conversations::patch(call).await,

@@ -24,6 +24,8 @@ pub enum Event<'a> {
     },
     /// `from_seq..=up_to_seq` reached a device of `user_id`.
     MessageDelivered(ReceiptEvent),
+    /// `user_id` read `from_seq..=up_to_seq`.
+    MessageRead(ReceiptEvent),
     Pong {
         timestamp: Timestamp,
     },
@@ -72,7 +74,7 @@ pub struct MessageEvent<'a> {
 
 #[derive(Serialize)]
 pub struct ReceiptEvent {
-    /// The last message of the run.
+    /// The last message of the run that is the receiver's own.
     pub message_id: MessageId,
     pub conversation_id: ConversationId,
     pub user_id: UserId,

@@ -61,6 +61,14 @@ words!(
     }
 );
 
+words!(
+    /// What a receipt tells.
+    ReceiptKind {
+        Delivered = 0 "delivered",
+        Read = 1 "read",
+    }
+);
+
 /// A stretch of the content that names a member; `offset` and `length` count UTF-16 units.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mention {
@@ -158,4 +166,15 @@ pub struct Member {
     pub joined_at: Timestamp,
     pub delivered_seq: Seq,
     pub read_seq: Seq,
+}
+
+/// How far one member is with one message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MessageReceipt {
+    pub user_id: UserId,
+    pub delivered: bool,
+    /// None also if it was so long ago, or in so large a group, that no time is kept.
+    pub delivered_at: Option<Timestamp>,
+    pub read: bool,
+    pub read_at: Option<Timestamp>,
 }

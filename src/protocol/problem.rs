@@ -41,6 +41,11 @@ impl Problem {
         Self::new(Code::NotFound, "there is no such message among those you can see")
     }
 
+    pub fn outcome_unknown() -> Self {
+        let detail = "the node stopped before the outcome was known; try again";
+        Self::new(Code::Unavailable, detail)
+    }
+
     pub fn retry_ms(&self) -> Option<u64> {
         self.retry_ms.or(self.code.retry_ms())
     }

@@ -18,12 +18,13 @@ use postgres::{Postgres, PostgresWriter};
 use sqlite::{Sqlite, SqliteWriter};
 use types::{
     AmendOutcome, Amendment, Change, ChangeOutcome, ConversationCursor, History, HistoryPage,
-    Laggard, Members, NewMessage, OutboxLease, OutboxRow, Run, SendOutcome, Settled,
+    Laggard, Members, NewMessage, OutboxLease, OutboxRow, Receipt, Received, Run, SendOutcome,
+    Settled, Told,
 };
 
 use crate::config::StoreConfig;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
-use crate::protocol::model::{Conversation, Member, Message, Version};
+use crate::protocol::model::{Conversation, Member, Message, MessageReceipt, Version};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Operation;
 
@@ -31,6 +32,8 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// Members shown inside a conversation's answer; larger groups are read by pages.
 pub const MEMBERS_SHOWN: usize = 256;
+/// Messages told of one stretch: as many as the longest page shows.
+pub const TOLD: u32 = 200;
 
 /// Whether the tables are those this release was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,6 +225,22 @@ impl Store {
         measured!(self.metrics, Edits, forward!(&self.database, Database, edits(user, id)))
     }
 
+    /// How far the others are with a message, those who were members when it was sent and still
+    /// are, in order of user id after `after`; None as for [`Store::message`].
+    pub async fn receipts(
+        &self,
+        user: UserId,
+        id: MessageId,
+        limit: u32,
+        after: Option<UserId>,
+    ) -> Result<Option<Vec<MessageReceipt>>> {
+        measured!(
+            self.metrics,
+            Receipts,
+            forward!(&self.database, Database, receipts(user, id, limit, after))
+        )
+    }
+
     /// Those of `others` with whom `user` is in a conversation now, and `user` himself if named.
     pub async fn acquainted(&self, user: UserId, others: &[UserId]) -> Result<Vec<UserId>> {
         measured!(
@@ -284,8 +303,44 @@ impl Store {
     /// Moves the watermarks by proven runs, one statement for all of them, rows locked in
     /// (conversation, user) order; one outcome per run, in the order given. A laggard settled to
     /// the last message from others is removed. Runs of one member do not overlap.
-    pub async fn settle(&self, runs: &[Run]) -> Result<Vec<Settled>> {
-        measured!(self.metrics, Settle, forward!(&self.database, Database, settle(runs)))
+    ///
+    /// In groups above `max_members` only the watermarks move: nothing is kept of when, and nothing
+    /// is new to be told.
+    pub async fn settle(&self, runs: &[Run], max_members: u32) -> Result<Vec<Settled>> {
+        measured!(
+            self.metrics,
+            Settle,
+            forward!(&self.database, Database, settle(runs, max_members))
+        )
+    }
+
+    /// Moves watermarks as devices tell it, one statement for all of them, rows locked in
+    /// (conversation, user) order. `max_members` as for [`Store::settle`].
+    pub async fn receive(&self, receipts: &[Receipt], max_members: u32) -> Result<Received> {
+        measured!(
+            self.metrics,
+            Receive,
+            forward!(&self.database, Database, receive(receipts, max_members))
+        )
+    }
+
+    /// The messages of others in each of these members' stretches, in order; of a longer stretch
+    /// the last [`TOLD`].
+    pub async fn told(
+        &self,
+        stretches: &[(ConversationId, UserId, Seq, Seq)],
+    ) -> Result<Vec<Told>> {
+        measured!(self.metrics, Told, forward!(&self.database, Database, told(stretches)))
+    }
+
+    /// Forgets when receipts older than `age` were given, at most `limit` of them; returns how
+    /// many. The watermarks stay.
+    pub async fn expire_receipts(&self, age: Duration, limit: u32) -> Result<u64> {
+        measured!(
+            self.metrics,
+            ExpireReceipts,
+            forward!(&self.database, Database, expire_receipts(age, limit))
+        )
     }
 
     /// Claims due laggards, oldest first; those who turn out to lack nothing are removed.

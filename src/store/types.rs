@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
 use crate::protocol::command::EditMessage;
-use crate::protocol::model::{ChangeKind, Kind, Mention, Message, MessageType, Role};
+use crate::protocol::model::{ChangeKind, Kind, Mention, Message, MessageType, ReceiptKind, Role};
 use crate::protocol::problem::Problem;
 
 /// A message to be stored, valid in itself; whether the sender may send is judged by the statement.
@@ -216,8 +216,11 @@ pub struct OutboxEntry {
 /// How a run was proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Proof {
-    /// By one of the user's devices: moves `delivered_seq` and `settled_seq`.
+    /// By one of the user's devices, which answered a ping behind it: moves `delivered_seq` and
+    /// `settled_seq`.
     Device,
+    /// By a device's own word that it holds all up to `hi`: moves the same.
+    Ack,
     /// By the confirmation of the offline sink: moves `settled_seq` only.
     Offline,
 }
@@ -236,12 +239,60 @@ pub struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     /// `settled_seq` is at least `hi` now. With `delivered_from`, the run moved `delivered_seq`
-    /// and is new from there on.
+    /// and its senders are to be told from there on.
     Moved { delivered_from: Option<Seq> },
     /// An undeleted message of others lies between `settled_seq` and `lo`: offer it again.
     Waits,
     /// The user is not a member any more, or `hi` is above the log's head.
     Refused,
+}
+
+/// What a device tells of one message: all up to it was delivered, or read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub user_id: UserId,
+    pub message_id: MessageId,
+    pub kind: ReceiptKind,
+}
+
+/// What became of receipts that were given together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Received {
+    /// In the order given; None if the user cannot see such a message.
+    pub places: Vec<Option<ReceivedPlace>>,
+    /// What is new, at most one of each kind for a member.
+    pub moved: Vec<Moved>,
+}
+
+/// Where the message of a receipt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceivedPlace {
+    pub conversation_id: ConversationId,
+    pub seq: Seq,
+    /// The user's `settled_seq` is that far already.
+    pub is_settled: bool,
+}
+
+/// A member's watermark that was moved over `from..=up_to`. Read implies delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    pub conversation_id: ConversationId,
+    pub user_id: UserId,
+    pub kind: ReceiptKind,
+    pub from: Seq,
+    pub up_to: Seq,
+    /// Whether the senders are told: not in groups above `RECEIPTS_MAX_MEMBERS`.
+    pub is_told: bool,
+}
+
+/// A message in a stretch of a log, to whose sender a receipt is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Which of the stretches asked for.
+    pub stretch: usize,
+    pub sender_id: UserId,
+    pub message_id: MessageId,
+    pub seq: Seq,
 }
 
 /// A member who is behind, claimed by this node until its lease runs out.

@@ -69,6 +69,7 @@ labels! {
         ReceivedCommitted "received_committed",
         CommittedPublished "committed_published",
         QueuedWritten "queued_written",
+        WrittenProven "written_proven",
     }
     OfflineOutcome "outcome" { Produced "produced", Failed "failed" }
     LaggardOutcome "outcome" {
@@ -97,6 +98,10 @@ labels! {
         ClaimOutbox "claim_outbox",
         OutboxState "outbox_state",
         Settle "settle",
+        Receive "receive",
+        Told "told",
+        Receipts "receipts",
+        ExpireReceipts "expire_receipts",
         ClaimLaggards "claim_laggards",
         Lacking "lacking",
         PostponeLaggards "postpone_laggards",
@@ -280,6 +285,7 @@ groups! {
         laggards_rows: Gauge = "tidings_laggards_rows" Count "Members who lack something in a conversation.";
         laggards_overdue: Gauge = "tidings_laggards_oldest_overdue_seconds" Seconds "How long the laggard most overdue has been due.";
         settled: Counter = "tidings_runs_settled_total" Count "Proven runs that moved a member's watermark.";
+        receipts_told: Counter = "tidings_receipts_told_total" Count "Receipts told to senders, one for each run and sender.";
         proofs_dropped: Counter = "tidings_proofs_dropped_total" Count "Proven runs for which there was no room; found again by Reconcile.";
         laggards: By<LaggardOutcome, Counter> = "tidings_laggards_total" Count "Laggards looked after, by what was done.";
     }

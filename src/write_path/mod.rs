@@ -3,14 +3,18 @@
 //!
 //! `lane` batches and commits; `dispatcher` publishes to the bus and hands on for absent users;
 //! `outbox` lets rows go after a grace and takes over what a dead node left; `proofs` settles what
-//! was proven; `reconcile` works off who is behind. Called by `http` and `ws` through
+//! was proven; `receive` stores what devices tell, `receipts` tells the senders; `reconcile` works off
+//! who is behind; `janitor` forgets. Called by `http` and `ws` through
 //! [`WritePath`]; knows store, bus, presence and offline, which do not know each other.
 
 pub mod dispatcher;
+pub mod janitor;
 pub mod lane;
 pub mod members;
 pub mod outbox;
 pub mod proofs;
+pub mod receipts;
+pub mod receive;
 pub mod reconcile;
 
 use std::sync::Arc;
@@ -26,10 +30,11 @@ use crate::protocol::model::Message;
 use crate::protocol::problem::Problem;
 use crate::store::StoreError;
 use crate::store::types::{
-    AmendOutcome, Amendment, Change, ChangeOutcome, Changed, NewMessage, SendOutcome,
+    AmendOutcome, Amendment, Change, ChangeOutcome, Changed, NewMessage, Receipt, SendOutcome,
 };
 use crate::telemetry::Metrics;
 use proofs::Proofs;
+use receive::{PendingReceipt, ReceiptReply};
 
 /// Requests that may wait in a lane. Beyond, a send is refused at once: nothing was done.
 pub const LANE_QUEUE: usize = 4_096;
@@ -91,6 +96,7 @@ pub struct PendingAmend {
 pub struct WritePath {
     lanes: Arc<[mpsc::Sender<Request>]>,
     pub proofs: Proofs,
+    receipts: mpsc::Sender<PendingReceipt>,
     hasten: mpsc::Sender<UserId>,
     metrics: Metrics,
 }
@@ -99,10 +105,11 @@ impl WritePath {
     pub fn new(
         lanes: Vec<mpsc::Sender<Request>>,
         proofs: Proofs,
+        receipts: mpsc::Sender<PendingReceipt>,
         hasten: mpsc::Sender<UserId>,
         metrics: Metrics,
     ) -> Self {
-        Self { lanes: lanes.into(), proofs, hasten, metrics }
+        Self { lanes: lanes.into(), proofs, receipts, hasten, metrics }
     }
 
     /// A socket of this user ended badly: what he is known to lack is looked at now, if there is
@@ -153,7 +160,7 @@ impl WritePath {
         let pending = PendingChange { conversation_id, change, received: Instant::now(), reply };
         let lane = self.lane(conversation_id.slot());
         lane.try_send(Request::Change(pending)).map_err(|refused| refusal(refused).1)?;
-        let outcome = outcome.await.map_err(|_| store_problem_unavailable())??;
+        let outcome = outcome.await.map_err(|_| Problem::outcome_unknown())??;
         changed(outcome)
     }
 
@@ -169,9 +176,19 @@ impl WritePath {
             (pending.reply)(Err(problem));
         }
     }
+
+    /// Submits what a device tells and returns at once; `reply` is called once it is stored, or now
+    /// if too much waits already.
+    pub fn receive(&self, receipt: Receipt, origin: Option<SessionId>, reply: ReceiptReply) {
+        let pending = PendingReceipt { receipt, origin, reply };
+        if let Err(refused) = self.receipts.try_send(pending) {
+            let (pending, problem) = refusal(refused);
+            (pending.reply)(Err(problem));
+        }
+    }
 }
 
-fn refusal(error: mpsc::error::TrySendError<Request>) -> (Request, Problem) {
+fn refusal<T>(error: mpsc::error::TrySendError<T>) -> (T, Problem) {
     match error {
         mpsc::error::TrySendError::Full(request) => {
             (request, Problem::new(Code::Busy, "too many writes wait already; try again shortly"))
@@ -180,10 +197,6 @@ fn refusal(error: mpsc::error::TrySendError<Request>) -> (Request, Problem) {
             (request, Problem::new(Code::Unavailable, "this node is stopping; use another"))
         }
     }
-}
-
-fn store_problem_unavailable() -> Problem {
-    Problem::new(Code::Unavailable, "the node stopped before the outcome was known; try again")
 }
 
 /// What a caller hears of a failure of the store; the details are in the log.

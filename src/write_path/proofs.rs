@@ -12,9 +12,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::receipts::Receipts;
+use crate::config::DeliveryConfig;
 use crate::ids::{ConversationId, UserId};
-use crate::store::Store;
-use crate::store::types::{Run, Settled};
+use crate::protocol::model::ReceiptKind;
+use crate::store::types::{Moved, Proof, Run, Settled};
 use crate::telemetry::Metrics;
 
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
@@ -24,6 +26,8 @@ const RUNS: usize = 1_000;
 const MAX_MEMBERS: usize = 200_000;
 /// And runs of one of them.
 const MAX_RUNS: usize = 1_000;
+/// And acknowledgements.
+const MAX_ACKS: usize = 8;
 
 type Key = (ConversationId, UserId);
 
@@ -76,7 +80,12 @@ impl Proofs {
     }
 
     /// Until `stop`, and then until nothing more can be settled.
-    pub async fn run(self, store: Store, grace: Duration, stop: CancellationToken) {
+    pub async fn run(
+        self,
+        receipts: Arc<Receipts>,
+        config: DeliveryConfig,
+        stop: CancellationToken,
+    ) {
         let mut ticks = tokio::time::interval(FLUSH_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !stop.is_cancelled() {
@@ -84,13 +93,13 @@ impl Proofs {
                 () = stop.cancelled() => {}
                 _ = ticks.tick() => {}
             }
-            self.flush(&store, grace).await;
+            self.flush(&receipts, &config).await;
         }
-        while self.flush(&store, grace).await > 0 {}
+        while self.flush(&receipts, &config).await > 0 {}
     }
 
     /// Offers all that is pending once. Returns how many runs moved.
-    async fn flush(&self, store: &Store, grace: Duration) -> usize {
+    async fn flush(&self, receipts: &Receipts, config: &DeliveryConfig) -> usize {
         let mut members: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
         // The order in which rows are locked, here and on every other node.
         members.sort_unstable_by_key(|(key, _)| *key);
@@ -106,11 +115,23 @@ impl Proofs {
                 split(runs, &mut offered, &mut back);
             }
             let runs: Vec<Run> = offered.iter().map(|pending| pending.run).collect();
-            match store.settle(&runs).await {
+            let mut told = Vec::new();
+            match receipts.store.settle(&runs, config.receipts_max_members).await {
                 Ok(outcomes) => {
                     for (pending, outcome) in offered.into_iter().zip(outcomes) {
                         match outcome {
-                            Settled::Moved { .. } => moved += 1,
+                            Settled::Moved { delivered_from } => {
+                                moved += 1;
+                                let run = pending.run;
+                                told.extend(delivered_from.map(|from| Moved {
+                                    conversation_id: run.conversation_id,
+                                    user_id: run.user_id,
+                                    kind: ReceiptKind::Delivered,
+                                    from,
+                                    up_to: run.hi,
+                                    is_told: true,
+                                }));
+                            }
                             Settled::Waits => back.push(pending),
                             Settled::Refused => {}
                         }
@@ -121,9 +142,10 @@ impl Proofs {
                     back.extend(offered);
                 }
             }
+            receipts.tell(&told).await;
         }
         self.metrics.dispatch.settled.increment(moved as u64);
-        self.put_back(back, grace);
+        self.put_back(back, config.settle_grace);
         moved
     }
 
@@ -141,11 +163,15 @@ impl Proofs {
     }
 }
 
-/// Takes what does not overlap, in order; the rest, runs of another proof, has its turn later.
+/// Takes what does not overlap, in order; the rest, runs of another proof, has its turn later. Of an
+/// acknowledgement what the one before it does not say.
 fn split(mut runs: Vec<Pending>, offered: &mut Vec<Pending>, back: &mut Vec<Pending>) {
-    runs.sort_unstable_by_key(|pending| pending.run.lo);
+    runs.sort_unstable_by_key(|pending| (pending.run.lo, pending.run.hi));
     let mut end = i64::MIN;
-    for pending in runs {
+    for mut pending in runs {
+        if pending.run.proof == Proof::Ack {
+            pending.run.lo = pending.run.lo.max(end.saturating_add(1));
+        }
         if pending.run.lo > end {
             end = pending.run.hi;
             offered.push(pending);
@@ -157,10 +183,16 @@ fn split(mut runs: Vec<Pending>, offered: &mut Vec<Pending>, back: &mut Vec<Pend
 
 /// Joins a run to all that it touches of the same proof, or keeps it beside; false if there are
 /// too many already.
+///
+/// Acknowledgements stay apart while they are few: one that says too much is refused, and is not to
+/// take the others with it.
 fn merge(runs: &mut Vec<Pending>, mut new: Pending) -> bool {
+    let acks = runs.iter().filter(|held| held.run.proof == Proof::Ack).count();
+    let is_apart = new.run.proof == Proof::Ack && acks < MAX_ACKS;
     runs.retain(|held| {
         let (old, run) = (&held.run, &mut new.run);
-        let touches = old.proof == run.proof && run.lo <= old.hi + 1 && old.lo <= run.hi + 1;
+        let reach = run.lo <= old.hi + 1 && old.lo <= run.hi + 1;
+        let touches = old.proof == run.proof && if is_apart { old == run } else { reach };
         if touches {
             run.lo = run.lo.min(old.lo);
             run.hi = run.hi.max(old.hi);
@@ -177,7 +209,6 @@ fn merge(runs: &mut Vec<Pending>, mut new: Pending) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::types::Proof;
 
     fn run(lo: i64, hi: i64) -> Run {
         Run {
@@ -199,6 +230,24 @@ mod tests {
         split(pending, &mut offered, &mut back);
         let seqs = |runs: &[Pending]| runs.iter().map(|p| p.run.lo).collect::<Vec<_>>();
         assert_eq!((seqs(&offered), seqs(&back)), (vec![1, 4, 6], vec![2]));
+    }
+
+    #[tokio::test]
+    async fn an_acknowledgement_that_says_too_much_takes_no_other_with_it() {
+        let proofs = Proofs::new(Metrics::new().0);
+        for hi in [4, 99, 3, 4] {
+            proofs.add(Run { proof: Proof::Ack, ..run(1, hi) });
+        }
+        proofs.add(run(3, 6));
+        let (mut offered, mut back) = (Vec::new(), Vec::new());
+        let runs = proofs.lock().drain().next().unwrap().1;
+        split(runs, &mut offered, &mut back);
+        let seqs = |runs: &[Pending]| runs.iter().map(|p| (p.run.lo, p.run.hi)).collect::<Vec<_>>();
+        assert_eq!((seqs(&offered), seqs(&back)), (vec![(1, 3), (4, 4), (5, 99)], vec![(3, 6)]));
+        for hi in 1..10_000 {
+            proofs.add(Run { proof: Proof::Ack, ..run(1, hi) });
+        }
+        assert!(proofs.lock().values().all(|runs| runs.len() <= MAX_ACKS));
     }
 
     #[tokio::test]

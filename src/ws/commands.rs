@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 
@@ -14,9 +15,9 @@ use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command};
 use crate::protocol::event::{self, Event, MessageAnswer};
-use crate::protocol::model::Message;
+use crate::protocol::model::{Message, ReceiptKind};
 use crate::protocol::problem::Problem;
-use crate::store::types::Amendment;
+use crate::store::types::{Amendment, Receipt};
 use crate::write_path::Sent;
 
 /// Commands that cannot be understood, in a minute, before the session ends.
@@ -79,10 +80,31 @@ async fn on_command(
             let reserved = session.reserve(size).await;
             let answered = session.clone();
             let reply = Box::new(move |result: Result<Sent, Problem>| {
-                let message = result.as_ref().map(Sent::message);
+                let message = result.as_ref().map(|sent| MessageAnswer { message: sent.message() });
                 finish(&answered, reserved, reference.as_deref(), message);
             });
             node.write_path.send(session.user_id, Some(session.id), send, reply);
+        }
+        Command::ReadReceipt(message_id) => {
+            let reserved = session.reserve(size).await;
+            let answered = session.clone();
+            let receipt = Receipt { user_id: session.user_id, message_id, kind: ReceiptKind::Read };
+            let reply = Box::new(move |result: Result<(), Problem>| {
+                let result = result.as_ref().map(|()| json!({}));
+                finish(&answered, reserved, reference.as_deref(), result);
+            });
+            node.write_path.receive(receipt, Some(session.id), reply);
+        }
+        Command::Ack(_) if !session.acks => {
+            let detail = "ack is for sockets that were opened with /ws?features=acks";
+            let problem = Problem::new(Code::Conflict, detail);
+            session.answer(event::error(reference.as_deref(), &problem));
+        }
+        Command::Ack(ack) => {
+            session.on_ack(&ack, &node.write_path.proofs);
+            if let Some(reference) = reference {
+                session.answer(event::ok(&reference, json!({})));
+            }
         }
         Command::EditMessage(message_id, edit) => {
             // Metadata that is kept is in the answer, too.
@@ -107,21 +129,21 @@ async fn amend(
     let reserved = session.reserve(size).await;
     let answered = session.clone();
     let reply = Box::new(move |result: Result<Arc<Message>, Problem>| {
-        let message = result.as_ref().map(Arc::as_ref);
+        let message = result.as_ref().map(|message| MessageAnswer { message });
         finish(&answered, reserved, reference.as_deref(), message);
     });
     node.write_path.amend(amendment, Some(session.id), reply);
 }
 
-/// Answers a command that made or changed a message.
+/// Answers a command that has waited for the store, in the room reserved for it.
 fn finish(
     session: &Session,
     reserved: u32,
     reference: Option<&str>,
-    result: Result<&Message, &Problem>,
+    result: Result<impl Serialize, &Problem>,
 ) {
     let answer = match (result, reference) {
-        (Ok(message), Some(reference)) => event::ok(reference, MessageAnswer { message }),
+        (Ok(payload), Some(reference)) => event::ok(reference, payload),
         (Ok(_), None) => return session.release(reserved),
         (Err(problem), reference) => event::error(reference, problem),
     };

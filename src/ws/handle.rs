@@ -1,17 +1,24 @@
 //! What the rest of the node holds of a socket: who it is, its queue, when it was last heard of.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastwebsockets::OpCode;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::barrier::Barrier;
 use super::outbound::{Bounds, Class, Item, Outbound, Pushed};
 use crate::clock::Timestamp;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::presence::Entry;
+use crate::protocol::command::Ack;
+use crate::store::types::{Proof, Run};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Stage;
+use crate::write_path::proofs::Proofs;
 
 /// Answers to commands may take this part of the queue's bounds; beyond, the socket is not read
 /// until some are written. So a client that sends many at once is slowed down, not closed.
@@ -28,6 +35,8 @@ pub struct Opening {
     pub app_version: Option<Box<str>>,
     /// Did not offer `tidings.v1.json`.
     pub classic: bool,
+    /// Promises to acknowledge what it holds, so that nothing else proves it.
+    pub acks: bool,
 }
 
 pub struct Session {
@@ -35,7 +44,10 @@ pub struct Session {
     pub user_id: UserId,
     pub device_id: DeviceId,
     pub classic: bool,
+    /// Only its own `ack` proves what it holds.
+    pub acks: bool,
     pub queue: Outbound,
+    pub barrier: Barrier,
     /// Room for answers that are still to come or to be written, in units; see [`Self::reserve`].
     in_flight: Semaphore,
     units: u32,
@@ -63,6 +75,8 @@ impl Session {
             user_id: opening.user_id,
             device_id,
             classic: opening.classic,
+            acks: opening.acks,
+            barrier: Barrier::default(),
             queue: Outbound::new(bounds, opening.classic),
             in_flight: Semaphore::new(units as usize),
             units,
@@ -122,6 +136,53 @@ impl Session {
         }
     }
 
+    /// The ping that asks whether the client has these frames, to be written behind them. None if
+    /// there is nothing to prove, one is under way, or the client proves by `ack`.
+    pub fn ask_for_proof(&self, items: &VecDeque<Item>) -> Option<Item> {
+        if self.acks {
+            return None;
+        }
+        let number = self.barrier.enter(items.iter().flat_map(Item::places).copied())?;
+        Some(ping(number))
+    }
+
+    /// A pong arrived: what it proves goes to the proofs.
+    pub fn on_pong(&self, payload: &[u8], proofs: &Proofs) {
+        // Others answer the heartbeat's empty ping, or none at all.
+        let Ok(number) = payload.try_into().map(u32::from_be_bytes) else { return };
+        let proven = self.barrier.pong(number);
+        if let Some(asked_at) = proven.asked_at {
+            let stage = self.metrics.stages.stage.of(Stage::WrittenProven);
+            stage.record(asked_at.elapsed());
+        }
+        for place in proven.places {
+            proofs.add(Run {
+                conversation_id: place.conversation_id,
+                user_id: self.user_id,
+                lo: place.lo,
+                hi: place.hi,
+                proof: Proof::Device,
+            });
+        }
+        if let Some(number) = proven.next {
+            self.push(ping(number));
+        }
+    }
+
+    /// The client holds all up to these seqs. What is above a log's head, or of no conversation of
+    /// this user, the store refuses.
+    pub fn on_ack(&self, ack: &Ack, proofs: &Proofs) {
+        for (conversation_id, seq) in &ack.conversations {
+            proofs.add(Run {
+                conversation_id: *conversation_id,
+                user_id: self.user_id,
+                lo: 1,
+                hi: *seq,
+                proof: Proof::Ack,
+            });
+        }
+    }
+
     /// How presence shows this session while `node` holds it.
     pub fn entry(&self, node: NodeId) -> Entry {
         Entry {
@@ -133,4 +194,9 @@ impl Session {
             since: self.since,
         }
     }
+}
+
+/// A ping whose pong proves what was written before it.
+fn ping(number: u32) -> Item {
+    Item::control(OpCode::Ping, Bytes::copy_from_slice(&number.to_be_bytes()))
 }

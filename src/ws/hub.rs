@@ -134,8 +134,8 @@ impl Inbox for Hub {
         }
         let class = match head.class {
             crate::bus::Class::Ephemeral => Class::Ephemeral,
-            // One's own messages extend a run without proof.
-            _ if head.sender_id == user => Class::Stored(None),
+            // One's own messages extend a run without proof; a receipt has no place in the log.
+            _ if head.sender_id == user || head.hi == 0 => Class::Stored(None),
             _ => Class::Stored(Some(Place {
                 conversation_id: head.conversation_id,
                 lo: head.lo,
@@ -151,11 +151,11 @@ impl Inbox for Hub {
             match &envelope.classic {
                 Classic::Own(frames) if session.classic => {
                     for frame in frames {
-                        session.push(Item::text(frame.clone(), class));
+                        session.push(Item::text(frame.clone(), class.clone()));
                     }
                 }
                 Classic::None if session.classic => {}
-                _ => session.push(Item::text(envelope.full.clone(), class)),
+                _ => session.push(Item::text(envelope.full.clone(), class.clone())),
             }
         }
     }

@@ -25,17 +25,19 @@ pub struct Bounds {
 }
 
 /// What a frame is, and so what becomes of it when the queue is full.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Class {
     /// An answer, a pong or a ping: never dropped; if it does not fit, the session ends.
     Answer,
+    /// An answer that shows these stretches of logs, which it proves as events do.
+    Page(Box<[Place]>),
     /// Can be read again from the store: replaced by one `resync`, or ends a classic session.
     Stored(Option<Place>),
     /// Typing, presence: the first to go.
     Ephemeral,
 }
 
-/// The stretch of a conversation's log that an event covers; proven once it was written.
+/// The stretch of a conversation's log that an event covers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Place {
     pub conversation_id: ConversationId,
@@ -58,6 +60,15 @@ pub struct Item {
 impl Item {
     pub fn text(bytes: Bytes, class: Class) -> Self {
         Self { opcode: OpCode::Text, bytes, class, reserved: 0, queued: Instant::now() }
+    }
+
+    /// What is proven once the client is known to have this frame.
+    pub fn places(&self) -> &[Place] {
+        match &self.class {
+            Class::Stored(Some(place)) => std::slice::from_ref(place),
+            Class::Page(places) => places,
+            _ => &[],
+        }
     }
 
     pub fn control(opcode: OpCode, bytes: Bytes) -> Self {
@@ -289,7 +300,7 @@ mod tests {
     }
 
     fn classes(queue: &Outbound) -> Vec<Class> {
-        queue.state().queue.iter().map(|item| item.class).collect()
+        queue.state().queue.iter().map(|item| item.class.clone()).collect()
     }
 
     #[test]
@@ -301,7 +312,7 @@ mod tests {
         }
         assert_eq!(queue.push(item(Class::Ephemeral, 10)), Pushed::Dropped);
         assert_eq!(queue.push(stored()), Pushed::Queued);
-        assert_eq!(classes(&queue), [Class::Stored(None); 3]);
+        assert_eq!(classes(&queue), vec![Class::Stored(None); 3]);
     }
 
     #[tokio::test]

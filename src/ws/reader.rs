@@ -23,6 +23,8 @@ use crate::telemetry::metrics::Direction;
 /// beyond, the socket is closed.
 const OVERSIZE: usize = 4;
 const MAX_CONTROL: usize = 125;
+/// A masked pong that answers a ping of [`super::barrier`].
+const PONG_BYTES: usize = 10;
 /// Read at once to see whether there is anything; most commands fit.
 const FIRST_READ: usize = 1024;
 
@@ -47,6 +49,10 @@ pub async fn run(
                 Err(_) => return CloseCode::Lost,
             }
         }
+        on_pongs(&mut early, session, node);
+        if early.is_empty() {
+            continue;
+        }
         // Boxed, so that its reader and buffers go when the input is used up.
         let bytes = std::mem::take(&mut early);
         if let Err(code) = Box::pin(burst(&mut half, bytes, session, node, &mut faults)).await {
@@ -60,6 +66,20 @@ fn first_bytes(half: &ReadHalf<'_>) -> io::Result<Bytes> {
     let mut buffer = [0u8; FIRST_READ];
     let read = half.try_read(&mut buffer)?;
     Ok(Bytes::copy_from_slice(&buffer[..read]))
+}
+
+/// Takes the whole pongs of ours off the front: most of what many clients send, and no need for a
+/// reader.
+fn on_pongs(bytes: &mut Bytes, session: &Session, node: &Node) {
+    while let Some((frame, _)) = bytes.split_first_chunk::<PONG_BYTES>()
+        && let [0x8a, 0x84, k0, k1, k2, k3, p0, p1, p2, p3] = *frame
+    {
+        session.on_pong(&[p0 ^ k0, p1 ^ k1, p2 ^ k2, p3 ^ k3], &node.write_path.proofs);
+        session.hear();
+        node.metrics.sockets.frames.of(Direction::In).increment(1);
+        node.metrics.sockets.bytes.of(Direction::In).increment(PONG_BYTES as u64);
+        bytes.advance(PONG_BYTES);
+    }
 }
 
 /// Reads frames until exactly the bytes received so far are used up and no message is open.
@@ -104,7 +124,7 @@ async fn burst(
                 let pong = Item::control(OpCode::Pong, payload.freeze());
                 session.push(pong);
             }
-            OpCode::Pong => {}
+            OpCode::Pong => session.on_pong(&payload, &node.write_path.proofs),
             OpCode::Close => return Err(answer_to_close(&payload)),
             OpCode::Text | OpCode::Binary => {
                 if open.is_some() {

@@ -147,7 +147,11 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
     if subscribed {
         node.bus.unsubscribe(session.user_id);
     }
-    if matches!(code, CloseCode::Lost | CloseCode::HeartbeatMissed | CloseCode::SlowConsumer) {
+    // After a restart of the node the client comes back at once, elsewhere.
+    let unproven = session.acks || session.barrier.is_open();
+    let lost =
+        matches!(code, CloseCode::Lost | CloseCode::HeartbeatMissed | CloseCode::SlowConsumer);
+    if lost || unproven && code != CloseCode::Restart {
         node.write_path.hasten(session.user_id);
     }
     let turn = node.presence_turns.acquire().await;

@@ -121,7 +121,14 @@ fn opening(node: &Node, request: &Request<Incoming>, peer: IpAddr) -> Result<Ope
         platform: name("x-platform", "platform")?,
         app_version: name("x-app-version", "app_version")?,
         classic: !offers_subprotocol(headers),
+        acks: has_feature(request.uri().query(), "acks"),
     })
+}
+
+/// `?features=a,b`: what a client promises. Those nobody knows are nothing.
+fn has_feature(query: Option<&str>, feature: &str) -> bool {
+    let mut pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    pairs.any(|(key, value)| key == "features" && value.split(',').any(|name| name == feature))
 }
 
 fn offers_subprotocol(headers: &HeaderMap) -> bool {

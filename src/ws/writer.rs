@@ -13,7 +13,6 @@ use super::handle::Session;
 use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
 use crate::protocol::code::CloseCode;
-use crate::store::types::{Proof, Run};
 use crate::telemetry::metrics::{Direction, Stage};
 
 /// Frames in one system call; two slices each, far below the kernel's limit of 1,024.
@@ -28,14 +27,20 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 /// Until the queue ends or the socket does. The head of the write half: nobody else writes.
 pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
     loop {
-        let taken = session.queue.take().await;
+        let mut taken = session.queue.take().await;
+        let ping = session.ask_for_proof(&taken.items);
+        let asks = ping.is_some();
+        taken.items.extend(ping);
         // Boxed: an idle session is not to hold what a write needs.
         if Box::pin(write(&mut half, &taken.items, session, node)).await.is_err() {
             session.queue.end(CloseCode::Lost);
             return;
         }
+        if asks {
+            taken.items.pop_back();
+        }
+        measure(&taken.items, node);
         session.release(session.queue.written(&taken.items));
-        prove(&taken.items, session, node);
         let Some(code) = taken.end else { continue };
         if code != CloseCode::Lost {
             Box::pin(close(&mut half, code, session, node)).await;
@@ -127,8 +132,7 @@ impl Progress {
     }
 }
 
-/// What was written whole counts as proven.
-fn prove(items: &VecDeque<Item>, session: &Session, node: &Node) {
+fn measure(items: &VecDeque<Item>, node: &Node) {
     let written = node.metrics.stages.stage.of(Stage::QueuedWritten);
     let now = Timestamp::now();
     for item in items {
@@ -136,13 +140,6 @@ fn prove(items: &VecDeque<Item>, session: &Session, node: &Node) {
         written.record(item.queued.elapsed());
         let Some(place) = place else { continue };
         node.metrics.stages.end_to_end.record(now.since(place.sent_at));
-        node.write_path.proofs.add(Run {
-            conversation_id: place.conversation_id,
-            user_id: session.user_id,
-            lo: place.lo,
-            hi: place.hi,
-            proof: Proof::Device,
-        });
     }
 }
 

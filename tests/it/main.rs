@@ -20,6 +20,7 @@ mod online;
 mod own_redis;
 mod presence;
 mod protocol;
+mod receipts;
 mod requests;
 mod slow;
 mod startup;

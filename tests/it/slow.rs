@@ -26,7 +26,7 @@ const BOUND: u32 = 64 << 10;
 
 /// A device that the kernel keeps little for.
 async fn slow(cluster: &Cluster, at: usize, user: Uuid, classic: bool) -> Client {
-    let opening = Opening { classic, receive_buffer: Some(4 << 10), ..Opening::new(user) };
+    let opening = Opening { classic, lazy: true, ..Opening::new(user) };
     Client::open(cluster.addr(at), opening).await.expect("the socket opens")
 }
 
@@ -112,7 +112,7 @@ async fn a_client_that_sends_large_messages_at_once_is_not_slow(cluster: &Cluste
 async fn send_at_once(cluster: &Cluster, count: usize, content: &str) {
     let (alice, bob) = (user(), user());
     let conversation = cluster.group(0, alice, &[bob]).await;
-    let mut at_alice = cluster.connect(0, alice).await;
+    let mut at_alice = slow(cluster, 0, alice, false).await;
     for _ in 0..3 {
         let mut refs = Vec::new();
         for _ in 0..count {

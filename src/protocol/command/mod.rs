@@ -3,6 +3,7 @@
 
 mod conversation;
 mod message;
+mod receipt;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ pub use conversation::{
     AddParticipants, CreateConversation, PatchConversation, PatchParticipant, check_title,
 };
 pub use message::{EditMessage, SendMessage};
+pub use receipt::Ack;
 
 pub const MAX_CLIENT_MESSAGE_ID_BYTES: usize = 128;
 pub const MAX_TITLE_BYTES: usize = 256;
@@ -44,6 +46,8 @@ pub enum Command {
     SendMessage(SendMessage),
     EditMessage(MessageId, EditMessage),
     DeleteMessage(MessageId),
+    ReadReceipt(MessageId),
+    Ack(Ack),
     Ping,
 }
 
@@ -53,6 +57,8 @@ impl Command {
             Self::SendMessage(_) => "send_message",
             Self::EditMessage(..) => "edit_message",
             Self::DeleteMessage(_) => "delete_message",
+            Self::ReadReceipt(_) => "read_receipt",
+            Self::Ack(_) => "ack",
             Self::Ping => "ping",
         }
     }
@@ -94,9 +100,11 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
             Ok(Command::EditMessage(id, edit))
         }),
         "delete_message" => message_id(&payload).map(Command::DeleteMessage),
+        "read_receipt" => message_id(&payload).map(Command::ReadReceipt),
+        "ack" => from_value::<Ack>(payload).and_then(Ack::checked).map(Command::Ack),
         "ping" => Ok(Command::Ping),
         _ => {
-            let known = "send_message, edit_message, delete_message, ping";
+            let known = "send_message, edit_message, delete_message, read_receipt, ack, ping";
             let detail = format!("the type is none of: {known}");
             Err(Problem::new(Code::UnknownCommand, detail))
         }

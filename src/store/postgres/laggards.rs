@@ -64,7 +64,9 @@ impl Postgres {
         if users.is_empty() {
             return Ok(());
         }
-        self.execute(sqlx::query(sql::HASTEN_LAGGARDS).bind(uuids(users, |id| id.0))).await
+        self.execute(sqlx::query(sql::HASTEN_LAGGARDS).bind(uuids(users, |id| id.0)))
+            .await
+            .map(drop)
     }
 
     pub async fn laggards_state(&self) -> Result<(i64, Duration)> {

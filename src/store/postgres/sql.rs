@@ -32,6 +32,7 @@ statements! {
     CREATE_EXISTING = "create_existing";
     EDITS = "edits";
     EPOCH = "epoch";
+    EXPIRE_RECEIPTS = "expire_receipts";
     HASTEN_LAGGARDS = "hasten_laggards";
     HISTORY = "history";
     HISTORY_JUDGE = "history_judge";
@@ -45,9 +46,12 @@ statements! {
     OUTBOX_STATE = "outbox_state";
     PARTICIPANTS = "participants";
     POSTPONE_LAGGARDS = "postpone_laggards";
+    RECEIPTS = "receipts";
+    RECEIVE = "receive";
     SEND = "send";
     SETTLE = "settle";
     SETTLE_OUTBOX = "settle_outbox";
+    TOLD = "told";
     CONVERSATION = "conversation_mine" "conversation_shown";
     CONVERSATIONS = "conversations_mine" "conversation_shown";
 }

@@ -60,7 +60,11 @@ statements! {
     OUTBOX_STATE = "outbox_state",
     PARTICIPANTS = "participants",
     PARTICIPANTS_OF = "participants_of",
-    RECEIPTS_DELIVERED = "receipts_delivered",
+    RECEIPTS = "receipts",
+    RECEIPTS_EXPIRE = "receipts_expire",
+    RECEIPTS_NOTE = "receipts_note",
+    RECEIVE_MOVE = "receive_move",
+    RECEIVE_STATES = "receive_states",
     SEND_BUMP = "send_bump",
     SEND_JUDGE = "send_judge",
     SEND_STORE = "send_store",
@@ -68,6 +72,7 @@ statements! {
     SETTLE_MOVE = "settle_move",
     SETTLE_STATES = "settle_states",
     STORE_EPOCH = "store_epoch",
+    TOLD = "told",
 }
 
 /// A list as a statement's parameter.

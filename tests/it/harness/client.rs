@@ -1,21 +1,32 @@
-//! A WebSocket client by another implementation than the server's, with deadlines on everything.
+//! A WebSocket client by another implementation than the server's, with deadlines on everything. It
+//! reads in the background, as clients do, so that the server's pings are answered at any time.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::http::check_problem;
 use super::{PATIENCE, within};
+
+/// Of the kernel, in bytes, for a client that reads little.
+const SMALL_BUFFER: u32 = 4 << 10;
+/// Frames that may wait for the test.
+const MAX_WAITING: usize = 100_000;
 
 /// How a socket is opened.
 #[derive(Clone, Debug)]
@@ -24,14 +35,16 @@ pub struct Opening {
     pub device: String,
     pub classic: bool,
     pub headers: Vec<(&'static str, String)>,
-    /// The kernel's room for what this client has not read yet; None: as usual.
-    pub receive_buffer: Option<u32>,
+    /// What is asked for in the query.
+    pub query: &'static str,
+    /// Reads only what is waited for, and the kernel has little room for the rest.
+    pub lazy: bool,
 }
 
 impl Opening {
     pub fn new(user: Uuid) -> Self {
         let device = format!("device-{}", Uuid::new_v4());
-        Self { user, device, classic: false, headers: Vec::new(), receive_buffer: None }
+        Self { user, device, classic: false, headers: Vec::new(), query: "", lazy: false }
     }
 }
 
@@ -49,7 +62,11 @@ pub struct Client {
     /// The payload of the first event.
     pub hello: Value,
     pub subprotocol: Option<String>,
-    socket: WebSocketStream<TcpStream>,
+    sink: SplitSink<WebSocketStream<TcpStream>, Message>,
+    incoming: mpsc::Receiver<Incoming>,
+    /// How many frames may be read.
+    wanted: Arc<Semaphore>,
+    reading: AbortHandle,
     /// What came and was not asked for yet, oldest first.
     waiting: VecDeque<Value>,
     closed: Option<(u16, String)>,
@@ -75,12 +92,12 @@ impl Client {
     /// Opens a socket which may be closed before its hello.
     pub async fn handshake(addr: SocketAddr, opening: Opening) -> Result<Self, Refused> {
         let socket = TcpSocket::new_v4().unwrap();
-        if let Some(bytes) = opening.receive_buffer {
-            socket.set_recv_buffer_size(bytes).unwrap();
+        if opening.lazy {
+            socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
         }
         let stream = within(PATIENCE, "a connection", socket.connect(addr)).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let mut request = format!("ws://{addr}/ws").into_client_request().unwrap();
+        let mut request = format!("ws://{addr}/ws{}", opening.query).into_client_request().unwrap();
         let mut set = |name: &'static str, value: &str| {
             let name = HeaderName::from_static(name);
             request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
@@ -108,13 +125,21 @@ impl Client {
                 }
                 Err(error) => panic!("no handshake: {error}"),
             };
+        let (sink, stream) = socket.split();
+        let (sender, incoming) = mpsc::channel(MAX_WAITING);
+        let wanted = if opening.lazy { 0 } else { MAX_WAITING };
+        let wanted = Arc::new(Semaphore::new(wanted));
+        let reading = TaskTracker::new().spawn(read(stream, sender, wanted.clone()));
         let subprotocol = response.headers().get("sec-websocket-protocol");
         Ok(Self {
             user: opening.user,
             device: opening.device,
             hello: Value::Null,
             subprotocol: subprotocol.map(|name| name.to_str().unwrap().to_owned()),
-            socket,
+            sink,
+            incoming,
+            wanted,
+            reading: reading.abort_handle(),
             waiting: VecDeque::new(),
             closed: None,
             refs: 0,
@@ -123,12 +148,12 @@ impl Client {
 
     /// Sends a text frame as it is.
     pub async fn send_text(&mut self, text: &str) {
-        let sent = self.socket.send(Message::text(text));
+        let sent = self.sink.send(Message::text(text));
         within(PATIENCE, "a frame goes out", sent).await.expect("the socket is open");
     }
 
     pub async fn send_binary(&mut self, bytes: &[u8]) {
-        let sent = self.socket.send(Message::binary(bytes.to_vec()));
+        let sent = self.sink.send(Message::binary(bytes.to_vec()));
         within(PATIENCE, "a frame goes out", sent).await.expect("the socket is open");
     }
 
@@ -252,27 +277,60 @@ impl Client {
     /// None when the socket is closed. Cancel safe.
     async fn receive(&mut self) -> Option<Value> {
         loop {
-            match self.socket.next().await {
-                Some(Ok(Message::Text(text))) => {
+            self.wanted.add_permits(1);
+            match self.incoming.recv().await? {
+                Incoming::Text(text) => {
                     let event = serde_json::from_str(&text);
                     return Some(event.unwrap_or_else(|_| panic!("no JSON: {text}")));
                 }
-                Some(Ok(Message::Close(frame))) => {
-                    let frame = frame.map(|frame| (frame.code.into(), frame.reason.to_string()));
-                    self.closed = frame.or(self.closed.take());
-                }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return None,
+                Incoming::Close(code, reason) => self.closed = Some((code, reason)),
             }
         }
     }
 
     /// Closes as a client should, and waits until the server has agreed.
     pub async fn close(mut self) {
-        let closed = self.socket.close(None);
+        let closed = self.sink.send(Message::Close(None));
         within(PATIENCE, "a close goes out", closed).await.expect("the socket is open");
         let end = async { while self.receive().await.is_some() {} };
         within(PATIENCE, "the server agrees to the close", end).await;
+    }
+}
+
+impl Drop for Client {
+    /// The connection is cut.
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+enum Incoming {
+    Text(String),
+    Close(u16, String),
+}
+
+/// Until the socket ends. Pings are answered underneath.
+async fn read(
+    mut stream: SplitStream<WebSocketStream<TcpStream>>,
+    incoming: mpsc::Sender<Incoming>,
+    wanted: Arc<Semaphore>,
+) {
+    while let Ok(permit) = wanted.acquire().await {
+        permit.forget();
+        let came = match stream.next().await {
+            Some(Ok(Message::Text(text))) => Incoming::Text(text.to_string()),
+            Some(Ok(Message::Close(Some(frame)))) => {
+                Incoming::Close(frame.code.into(), frame.reason.to_string())
+            }
+            Some(Ok(_)) => {
+                wanted.add_permits(1);
+                continue;
+            }
+            Some(Err(_)) | None => return,
+        };
+        if incoming.send(came).await.is_err() {
+            return;
+        }
     }
 }
 

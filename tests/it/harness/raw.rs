@@ -33,8 +33,11 @@ impl Raw {
 
     /// A socket of a new user, past its hello.
     pub async fn upgraded(addr: SocketAddr) -> Self {
+        Self::upgraded_as(addr, Uuid::new_v4()).await
+    }
+
+    pub async fn upgraded_as(addr: SocketAddr, user: Uuid) -> Self {
         let mut raw = Self::connect(addr).await;
-        let user = Uuid::new_v4();
         raw.send(
             format!(
                 "GET /ws HTTP/1.1\r\nHost: {addr}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\

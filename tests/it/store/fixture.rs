@@ -254,7 +254,7 @@ impl Fixture {
     // ---- settling ----
 
     pub async fn settle(&self, runs: &[Run]) -> Vec<Settled> {
-        self.store.settle(runs).await.unwrap()
+        self.store.settle(runs, RECEIPTS_MAX_MEMBERS).await.unwrap()
     }
 
     pub async fn settle_one(&self, run: Run) -> Settled {
@@ -376,6 +376,9 @@ pub fn amended(outcome: AmendOutcome) -> Message {
         other => panic!("the message is changed, not {other:?}"),
     }
 }
+
+/// The larger groups have no receipts.
+pub const RECEIPTS_MAX_MEMBERS: u32 = 256;
 
 pub fn by_device(id: ConversationId, user: UserId, lo: Seq, hi: Seq) -> Run {
     Run { conversation_id: id, user_id: user, lo, hi, proof: Proof::Device }

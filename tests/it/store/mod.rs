@@ -9,6 +9,7 @@ mod fixture;
 mod lanes;
 mod postgres;
 mod read;
+mod receipts;
 mod send;
 mod settle;
 mod upkeep;
@@ -89,6 +90,14 @@ on_each_store! {
         a_run_is_refused_above_the_head_and_to_strangers,
         devices_move_what_people_see_and_the_offline_sink_does_not,
         large_groups_keep_watermarks_without_receipts;
+    receipts:
+        what_a_device_tells_moves_what_people_see,
+        a_receipt_for_what_one_cannot_see_changes_nothing,
+        receipts_given_together_are_one_step,
+        senders_are_found_in_a_stretch,
+        each_recipient_of_a_message_is_shown_with_times,
+        times_are_forgotten_and_the_state_is_not,
+        an_acknowledgement_moves_all_up_to_it_or_nothing;
     upkeep:
         an_outbox_row_is_claimed_when_its_lease_runs_out,
         laggards_are_those_behind_and_nobody_else,

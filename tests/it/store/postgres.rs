@@ -160,27 +160,28 @@ async fn every_statement_can_be_prepared(f: Arc<Fixture>) {
     store.check_statements().await.unwrap();
     f.execute("alter table receipts drop column at").await;
     let refused = store.check_statements().await.unwrap_err();
-    assert!(refused.to_string().contains("settle"), "it names the statement: {refused}");
+    assert!(refused.to_string().contains("expire_receipts"), "it names the statement: {refused}");
 }
 
 /// The trap: a lane keeps the plan it made first, when the tables were empty and all indexes looked
 /// alike. It then read a whole conversation to find a parent, until the statistics were renewed.
 async fn plans_made_for_empty_tables_stay_good(f: Arc<Fixture>) {
     // These are about all members of a conversation, or all rows of a table.
-    const ALL_MEMBERS: [&str; 6] = [
+    const ALL_MEMBERS: [&str; 7] = [
         "change_heir",
         "conversation_event",
         "conversation_mine conversation_shown",
         "conversations_mine conversation_shown",
         "members",
         "participants",
+        "receipts",
     ];
     const ALL_ROWS: [&str; 3] = ["epoch", "migrations_applied", "outbox_state"];
     let mut connection = connection(&f).await;
     execute(
         &mut connection,
         "set plan_cache_mode = force_generic_plan; set enable_seqscan = off;
-         set enable_hashjoin = off; set enable_mergejoin = off; set enable_bitmapscan = off",
+         set enable_hashjoin = off; set enable_mergejoin = off",
     )
     .await;
     for (name, statement) in tidings::store::postgres::sql::ALL.iter().copied() {
@@ -189,6 +190,9 @@ async fn plans_made_for_empty_tables_stay_good(f: Arc<Fixture>) {
         }
         let parameters = (1..).take_while(|n| statement.contains(&format!("${n}"))).count();
         let nulls = vec!["null"; parameters].join(", ");
+        // Its index is of the kind that a bitmap is made from, and its caller allows that.
+        let bitmaps = if name == "expire_receipts" { "on" } else { "off" };
+        execute(&mut connection, &format!("set enable_bitmapscan = {bitmaps}")).await;
         let nulls = if nulls.is_empty() { nulls } else { format!("({nulls})") };
         execute(&mut connection, &format!("prepare it as {statement}")).await;
         let explain = format!("explain (costs off) execute it{nulls}");

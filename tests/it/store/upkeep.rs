@@ -12,7 +12,9 @@ use tidings::telemetry::Metrics;
 use tokio::task::JoinSet;
 
 use super::Fixture;
-use super::fixture::{by_device, by_offline, lease, message, stored, user, users};
+use super::fixture::{
+    RECEIPTS_MAX_MEMBERS, by_device, by_offline, lease, message, stored, user, users,
+};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -213,7 +215,7 @@ async fn reconcile(f: &Fixture) {
         .iter()
         .map(|l| by_offline(l.conversation_id, l.user_id, l.settled_seq + 1, l.last_seq))
         .collect();
-    despite_conflicts!(f.store.settle(&runs));
+    despite_conflicts!(f.store.settle(&runs, RECEIPTS_MAX_MEMBERS));
 }
 
 /// Lanes, dispatchers, devices, reconcilers and changes of members in each other's way: none fails
@@ -256,7 +258,7 @@ pub async fn all_at_once_nobody_is_left_behind(f: Arc<Fixture>) {
                 runs.push(by_device(id, guest, head, head));
                 runs.retain(|run| run.user_id != device);
                 runs.push(by_device(id, device, 2, head));
-                despite_conflicts!(f.store.settle(&runs));
+                despite_conflicts!(f.store.settle(&runs, RECEIPTS_MAX_MEMBERS));
             }
         });
     }

@@ -94,6 +94,8 @@ freed as (
         )
 )
 select ord, moves,
-    case when moves and device and hi > delivered_seq then greatest(delivered_seq + 1, lo) end
-        as delivered_from
+    case
+        when moves and device and hi > delivered_seq and member_count <= $6
+        then greatest(delivered_seq + 1, lo)
+    end as delivered_from
 from judged

@@ -1,0 +1,29 @@
+//! How far members are with a message: to tell it, and to ask.
+
+use serde_json::json;
+
+use super::Call;
+use super::answer::{self, Answer, outcome};
+use crate::protocol::model::ReceiptKind;
+use crate::protocol::problem::Problem;
+use crate::store::types::Receipt;
+use crate::write_path::store_problem;
+
+/// All up to this message was delivered or read. 204, also when that was known.
+pub async fn note(call: Call<'_>, kind: ReceiptKind) -> Answer {
+    let receipt = Receipt { user_id: call.user, message_id: call.message_id()?, kind };
+    outcome(|reply| call.node.write_path.receive(receipt, None, reply)).await?;
+    answer::no_content()
+}
+
+/// In order of user id; the cursor is the last one's.
+pub async fn list(call: Call<'_>) -> Answer {
+    let limit = call.limit()?;
+    let after = call.parsed("cursor", "a cursor is the next_cursor of an earlier answer")?;
+    let receipts = call.node.store.receipts(call.user, call.message_id()?, limit, after).await;
+    let receipts =
+        receipts.map_err(|error| store_problem(&error))?.ok_or_else(Problem::message_not_found)?;
+    let full = receipts.len() == limit as usize;
+    let next_cursor = receipts.last().filter(|_| full).map(|receipt| receipt.user_id);
+    answer::ok(&json!({ "receipts": receipts, "next_cursor": next_cursor }))
+}

@@ -1,0 +1,29 @@
+//! What a device says it holds.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::ids::{ConversationId, Seq};
+use crate::protocol::problem::Problem;
+
+pub const MAX_ACKS: usize = 1_000;
+
+/// All up to these seqs is held.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Ack {
+    pub conversations: BTreeMap<ConversationId, Seq>,
+}
+
+impl Ack {
+    pub fn checked(self) -> Result<Self, Problem> {
+        if self.conversations.len() > MAX_ACKS {
+            let detail = format!("at most {MAX_ACKS} conversations are acknowledged at once");
+            return Err(Problem::invalid("conversations", detail));
+        }
+        if self.conversations.values().any(|seq| *seq < 1) {
+            return Err(Problem::invalid("conversations", "a seq is a number from 1"));
+        }
+        Ok(self)
+    }
+}
