@@ -289,16 +289,20 @@ impl App {
     }
 }
 
-/// Spread over `DRAIN_TIME`, so that those who come back do not come at once.
+/// Spread over `DRAIN_TIME`, so that those who come back come at a bounded rate.
 async fn close_sockets(node: &Node) {
     let sessions = node.hub.sessions();
     let steps = (node.config.drain.time.as_millis() / DRAIN_STEP.as_millis()).max(1) as usize;
     for part in sessions.chunks(sessions.len().div_ceil(steps).max(1)) {
-        part.iter().for_each(|session| session.queue.end(CloseCode::Restart));
+        for (at, session) in part.iter().enumerate() {
+            // Evenly over the time until the next ones are told.
+            let after = DRAIN_STEP * at as u32 / part.len() as u32;
+            session.send_away(after);
+        }
         tokio::time::sleep(DRAIN_STEP).await;
     }
     // Those that joined while the others were closed.
-    node.hub.for_each(|session| session.queue.end(CloseCode::Restart));
+    node.hub.for_each(|session| session.send_away(DRAIN_STEP));
 }
 
 async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store> {

@@ -94,6 +94,15 @@ macro_rules! measured {
     }};
 }
 
+/// What can be read of rows that belong to whoever can: one of a newer release is left to its nodes,
+/// and holds up nothing else.
+fn readable<T>(rows: impl Iterator<Item = Result<T>>) -> Vec<T> {
+    let rows = rows.filter_map(|row| {
+        row.inspect_err(|error| tracing::error!(%error, "a row is left to others")).ok()
+    });
+    rows.collect()
+}
+
 impl Store {
     /// Connects, and proves by one query that the database answers.
     pub async fn connect(config: &StoreConfig, metrics: Metrics) -> Result<Self> {
@@ -273,14 +282,14 @@ impl Store {
         measured!(self.metrics, Messages, forward!(&self.database, Database, messages(ids)))
     }
 
-    /// Deletes the outbox rows, and makes a laggard, due at once, of each member at commit who is
+    /// Deletes the outbox rows, and makes a laggard, due after `due_in`, of each member at commit who is
     /// still one and who lacks a message of others among them (`settled_seq` behind it). Also
     /// moves the `settled_seq` of members who are far behind only by their own messages.
-    pub async fn settle_outbox(&self, rows: &[OutboxId]) -> Result<()> {
+    pub async fn settle_outbox(&self, rows: &[OutboxId], due_in: Duration) -> Result<()> {
         measured!(
             self.metrics,
             SettleOutbox,
-            forward!(&self.database, Database, settle_outbox(rows))
+            forward!(&self.database, Database, settle_outbox(rows, due_in))
         )
     }
 

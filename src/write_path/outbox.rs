@@ -63,9 +63,11 @@ pub async fn settle_attempted(
                 Err(_) => break,
             }
         }
-        let mut settled = dispatcher.store.settle_outbox(&rows).await;
+        // Those whose sockets this stop has closed are on their way to another node.
+        let due_in = if stop.is_cancelled() { grace } else { Duration::ZERO };
+        let mut settled = dispatcher.store.settle_outbox(&rows, due_in).await;
         if let Err(StoreError::Conflict(_)) = settled {
-            settled = dispatcher.store.settle_outbox(&rows).await;
+            settled = dispatcher.store.settle_outbox(&rows, due_in).await;
         }
         if let Err(error) = settled {
             // Their leases run out, and the sweeper takes them.
@@ -123,7 +125,7 @@ async fn take_over(dispatcher: &Arc<Dispatcher>, lease: Duration) -> Result<usiz
         .iter()
         .filter(|row| !row.entries.iter().any(|entry| missed.contains(&entry.conversation_id)));
     let ids: Vec<OutboxId> = ids.map(|row| row.id).collect();
-    dispatcher.store.settle_outbox(&ids).await?;
+    dispatcher.store.settle_outbox(&ids, Duration::ZERO).await?;
     Ok(rows.len())
 }
 

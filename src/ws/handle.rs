@@ -14,7 +14,9 @@ use super::outbound::{Bounds, Class, Item, Outbound, Pushed};
 use crate::clock::Timestamp;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::presence::Entry;
+use crate::protocol::code::CloseCode;
 use crate::protocol::command::Ack;
+use crate::protocol::event::Event;
 use crate::store::types::{Proof, Run};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
@@ -134,6 +136,15 @@ impl Session {
             Pushed::Dropped => self.metrics.sockets.queue_dropped.increment(1),
             Pushed::Resync | Pushed::Overflow => self.metrics.sockets.slow_consumers.increment(1),
         }
+    }
+
+    /// Ends it because the node stops: the client is to come back elsewhere after this time.
+    pub fn send_away(&self, after: Duration) {
+        if !self.classic {
+            let after_ms = after.as_millis() as u64;
+            self.answer(Event::Reconnect { after_ms }.encode());
+        }
+        self.queue.end(CloseCode::Restart);
     }
 
     /// The ping that asks whether the client has these frames, to be written behind them. None if

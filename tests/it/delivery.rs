@@ -26,6 +26,7 @@ scenarios! {
     one_without_a_device_who_is_no_member_any_more_is_not_told,
     what_a_dead_node_left_in_the_outbox_is_delivered,
     what_a_dead_node_left_of_a_change_is_published,
+    a_later_message_does_not_hide_one_that_was_lost ["OFFLINE_AFTER" = "60s"],
 }
 
 cluster_scenarios! {
@@ -213,6 +214,26 @@ async fn what_a_dead_node_left_in_the_outbox_is_delivered(cluster: &Cluster) {
     let next = cluster.send(0, alice, conversation, "and on it goes").await;
     assert_eq!(next["seq"], 3);
     at_bob.find("the next one", |event| event["payload"]["message"]["id"] == next["id"]).await;
+}
+
+/// Exactly one publish in the middle is lost; what comes before and after it is delivered and proven.
+async fn a_later_message_does_not_hide_one_that_was_lost(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let conversation = cluster.group(0, alice, &[bob]).await;
+    let mut at_alice = cluster.connect(0, alice).await;
+    let mut at_bob = cluster.connect(1, bob).await;
+    let first = at_alice.send(conversation, "first").await;
+    assert_eq!(at_bob.new_message().await["id"], first["id"]);
+    at_alice.event("message_delivered", "the first").await;
+    let lost = commit_and_die(cluster, conversation, alice).await;
+    let third = at_alice.send(conversation, "third").await;
+    assert_eq!(third["seq"], 4);
+    assert_eq!(at_bob.new_message().await["id"], third["id"], "the second is lost");
+    // Its node's lease runs out, and it comes after all; until then nothing was said of the third.
+    assert_eq!(at_bob.new_message().await["id"], lost.to_string());
+    let delivered = at_alice.event("message_delivered", "the rest").await;
+    assert_eq!(delivered["from_seq"], 3, "{delivered}");
+    cluster.settled().await;
 }
 
 async fn what_a_dead_node_left_of_a_change_is_published(cluster: &Cluster) {

@@ -75,6 +75,8 @@ async fn a_node_that_is_told_to_stop_says_goodbye_and_exits_in_order(ground: &Ar
         at_alice.send(conversation, "before the end").await;
         at_bob.new_message().await;
         node.signal(signal);
+        let told = at_alice.event("reconnect", "one who knows it is told when").await;
+        assert!(told["after_ms"].is_number(), "{told}");
         for client in [&mut at_alice, &mut at_bob] {
             let (code, reason) = client.closed().await;
             assert_eq!(code, 1012);

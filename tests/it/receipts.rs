@@ -59,6 +59,8 @@ async fn a_socket_that_does_not_answer_proves_nothing(cluster: &Cluster) {
     let (alice, bob) = (user(), user());
     let conversation = cluster.group(0, alice, &[bob]).await;
     let mut at_alice = cluster.connect(0, alice).await;
+    // The group's own event is not to come between.
+    cluster.settled().await;
     let mut silent = Raw::upgraded_as(cluster.addr(1), bob).await;
     let message = at_alice.send(conversation, "Hello").await;
     assert_eq!(silent.event().await["payload"]["message"]["id"], message["id"]);

@@ -9,7 +9,7 @@ use super::{Postgres, from_millis, millis, sql, uuids};
 use crate::ids::{ConversationId, MessageId, OutboxId};
 use crate::protocol::model::ChangeKind;
 use crate::store::types::{OutboxEntry, OutboxRow};
-use crate::store::{Result, StoreError};
+use crate::store::{Result, StoreError, readable};
 
 /// From so many on, a member's line is moved over his own messages: it bounds how far each look
 /// above his line reads, and how often his row is written for nothing else.
@@ -53,19 +53,21 @@ impl TryFrom<ClaimedRow> for OutboxRow {
 }
 
 impl Postgres {
-    pub async fn settle_outbox(&self, rows: &[OutboxId]) -> Result<()> {
+    pub async fn settle_outbox(&self, rows: &[OutboxId], due_in: Duration) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
         }
         let ids = uuids(rows, |id| id.0);
-        self.execute(sqlx::query(sql::SETTLE_OUTBOX).bind(ids).bind(OWN_STRETCH)).await
+        let query = sqlx::query(sql::SETTLE_OUTBOX).bind(ids).bind(OWN_STRETCH);
+        self.execute(query.bind(millis(due_in) as f64)).await
     }
 
     pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OutboxRow>> {
         let query = sqlx::query_as::<_, ClaimedRow>(sql::CLAIM_OUTBOX)
             .bind(i64::from(limit))
             .bind(millis(lease));
-        self.rows(query).await?.into_iter().map(OutboxRow::try_from).collect()
+        let rows = self.rows(query).await?.into_iter();
+        Ok(readable(rows.map(OutboxRow::try_from)))
     }
 
     pub async fn outbox_state(&self) -> Result<(i64, Duration)> {

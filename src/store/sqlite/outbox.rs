@@ -11,7 +11,7 @@ use super::{Sqlite, commit, error};
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq};
 use crate::protocol::model::ChangeKind;
 use crate::store::types::{OutboxEntry, OutboxLease, OutboxRow};
-use crate::store::{Result, StoreError};
+use crate::store::{Result, StoreError, readable};
 
 /// How far a sender may fall behind by his own messages before his `settled_seq` is moved.
 const MONOLOGUE: i64 = 100;
@@ -19,7 +19,7 @@ const MONOLOGUE: i64 = 100;
 impl Sqlite {
     /// Five statements at most, whatever the number of rows. It looks at the told messages and at
     /// the members' watermarks, never through a conversation's history.
-    pub async fn settle_outbox(&self, rows: &[OutboxId]) -> Result<()> {
+    pub async fn settle_outbox(&self, rows: &[OutboxId], due_in: Duration) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -43,6 +43,7 @@ impl Sqlite {
                 .map_err(error::of)?;
             sqlx::query(sql::OUTBOX_LAGGARDS)
                 .bind(json(two_highest(&sent).map(as_parameter)))
+                .bind(millis(due_in))
                 .execute(&mut *tx)
                 .await
                 .map_err(error::of)?;
@@ -67,10 +68,9 @@ impl Sqlite {
         commit(tx).await?;
         // `returning` has no order.
         claimed.sort_unstable_by_key(|row| (row.created_at, row.row.id));
-        claimed
-            .into_iter()
-            .map(|row| Ok(OutboxRow { id: OutboxId(row.row.id), entries: row.row.entries()? }))
-            .collect()
+        let rows = claimed.into_iter().map(|row| row.row);
+        let rows = rows.map(|row| Ok(OutboxRow { id: OutboxId(row.id), entries: row.entries()? }));
+        Ok(readable(rows))
     }
 
     pub async fn outbox_state(&self) -> Result<(i64, Duration)> {

@@ -332,7 +332,7 @@ pub async fn edits_and_deletions_hold_nobody_up(f: Arc<Fixture>) {
     let outbox = lease();
     let mut writer = f.store.writer();
     let edited = amended(amend_by(&mut writer, &edit(ann, first, "1"), outbox).await);
-    f.store.settle_outbox(&[outbox.id]).await.unwrap();
+    f.store.settle_outbox(&[outbox.id], Duration::ZERO).await.unwrap();
     assert_eq!(f.laggards().await, 0, "an edit makes nobody a laggard");
 
     // Its event reached a device, but it does not hide the messages that did not.
@@ -346,7 +346,7 @@ pub async fn edits_and_deletions_hold_nobody_up(f: Arc<Fixture>) {
     // The places of edits and deletions are no gap.
     let (last, seq) = f.say_in_outbox(id, ann, "three").await;
     assert_eq!(seq, place + 2);
-    f.store.settle_outbox(&[last]).await.unwrap();
+    f.store.settle_outbox(&[last], Duration::ZERO).await.unwrap();
     assert_eq!(f.laggards().await, 1);
     assert!(matches!(f.settle_one(by_device(id, ben, seq, seq)).await, Settled::Moved { .. }));
     assert_eq!(f.laggards().await, 0);

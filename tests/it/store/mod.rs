@@ -100,6 +100,7 @@ on_each_store! {
         an_acknowledgement_moves_all_up_to_it_or_nothing;
     upkeep:
         an_outbox_row_is_claimed_when_its_lease_runs_out,
+        a_row_that_cannot_be_read_holds_up_no_other,
         laggards_are_those_behind_and_nobody_else,
         a_laggard_is_claimed_once_and_goes_when_settled,
         laggards_wait_and_are_hastened,

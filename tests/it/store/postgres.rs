@@ -283,7 +283,7 @@ async fn a_laggard_made_while_another_is_settled_stays(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
     let (first, first_seq) = f.say_in_outbox(id, ann, "x").await;
-    f.store.settle_outbox(&[first]).await.unwrap();
+    f.store.settle_outbox(&[first], Duration::ZERO).await.unwrap();
     assert_eq!(f.laggards().await, 1);
 
     // The settle has its snapshot and waits for ben's row.
@@ -317,7 +317,7 @@ async fn a_laggard_made_while_another_is_settled_stays(f: Arc<Fixture>) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (second, _) = f.say_in_outbox(id, ann, "y").await;
-    f.store.settle_outbox(&[second]).await.unwrap();
+    f.store.settle_outbox(&[second], Duration::ZERO).await.unwrap();
     execute(&mut holder, "commit").await;
     settling.await.unwrap();
     assert_eq!(f.laggards().await, 1, "he lacks the second one");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidings::config::StoreConfig;
 use tidings::ids::{ConversationId, OutboxId, UserId};
 use tidings::protocol::model::ChangeKind;
 use tidings::store::types::{Change, Laggard, OutboxEntry, OutboxLease, Settled};
@@ -25,7 +26,7 @@ async fn claim(f: &Fixture) -> Vec<Laggard> {
 /// Sends and settles the batch's outbox row, as after a dispatch that reached nobody.
 async fn say_to_nobody(f: &Fixture, id: ConversationId, by: UserId) -> i64 {
     let (outbox, seq) = f.say_in_outbox(id, by, "x").await;
-    f.store.settle_outbox(&[outbox]).await.unwrap();
+    f.store.settle_outbox(&[outbox], Duration::ZERO).await.unwrap();
     seq
 }
 
@@ -67,17 +68,35 @@ pub async fn an_outbox_row_is_claimed_when_its_lease_runs_out(f: Arc<Fixture>) {
     assert_eq!(count, 5);
     assert!(age < LONG);
     let all = [created[0].id, held.id, rows[0].0, rows[1].0, rows[2].0];
-    f.store.settle_outbox(&all).await.unwrap();
+    f.store.settle_outbox(&all, Duration::ZERO).await.unwrap();
     assert_eq!(f.store.outbox_state().await.unwrap(), (0, Duration::ZERO));
-    f.store.settle_outbox(&all).await.unwrap();
-    f.store.settle_outbox(&[]).await.unwrap();
+    f.store.settle_outbox(&all, Duration::ZERO).await.unwrap();
+    f.store.settle_outbox(&[], Duration::ZERO).await.unwrap();
+}
+
+/// It held up all rows that were claimed with it, for ever.
+pub async fn a_row_that_cannot_be_read_holds_up_no_other(f: Arc<Fixture>) {
+    let [ann, ben] = users();
+    let id = f.group(ann, &[ben]).await;
+    let creation = f.store.claim_outbox(1, LONG).await.unwrap().remove(0);
+    f.store.settle_outbox(&[creation.id], Duration::ZERO).await.unwrap();
+    f.say_in_outbox(id, ann, "of a newer release").await;
+    match f.config {
+        StoreConfig::Postgres(_) => f.execute("update outbox set kinds = '{99}'").await,
+        StoreConfig::Sqlite(_) => f.execute("update outbox set kinds = '[99]'").await,
+    }
+    let (readable, _) = f.say_in_outbox(id, ann, "x").await;
+    let claimed = f.store.claim_outbox(10, LONG).await.unwrap();
+    let claimed: Vec<_> = claimed.iter().map(|row| row.id).collect();
+    assert_eq!(claimed, [readable]);
+    assert_eq!(f.store.outbox_state().await.unwrap().0, 2, "the other one is left to its release");
 }
 
 pub async fn laggards_are_those_behind_and_nobody_else(f: Arc<Fixture>) {
     let [ann, ben, cat, dan] = users();
     let id = f.group(ann, &[ben, cat, dan]).await;
     let creation = f.store.claim_outbox(1, LONG).await.unwrap().remove(0);
-    f.store.settle_outbox(&[creation.id]).await.unwrap();
+    f.store.settle_outbox(&[creation.id], Duration::ZERO).await.unwrap();
     assert_eq!(f.laggards().await, 0, "changes of the conversation make nobody a laggard");
 
     let (outbox, seq) = f.say_in_outbox(id, ann, "x").await;
@@ -85,7 +104,7 @@ pub async fn laggards_are_those_behind_and_nobody_else(f: Arc<Fixture>) {
     // One who left and one who came after it have nothing to wait for.
     f.remove_member(id, ann, dan).await;
     f.add(id, ann, user(), true).await;
-    f.store.settle_outbox(&[outbox]).await.unwrap();
+    f.store.settle_outbox(&[outbox], Duration::ZERO).await.unwrap();
     let found = claim(&f).await;
     assert_eq!(found.len(), 1, "{found:?}");
     let laggard = &found[0];
@@ -184,7 +203,7 @@ pub async fn a_long_monologue_makes_no_laggard_of_its_author(f: Arc<Fixture>) {
         let batch: Vec<_> = (0..200).map(|_| message(id, ann, "x")).collect();
         f.store.writer().send(&batch, outbox).await.unwrap();
         f.settle_one(by_device(id, ben, 2, f.see(ben, id).await.last_seq)).await;
-        f.store.settle_outbox(&[outbox.id]).await.unwrap();
+        f.store.settle_outbox(&[outbox.id], Duration::ZERO).await.unwrap();
     }
     assert_eq!(f.laggards().await, 0);
     // What others then say is what she lacks, and nothing else.
@@ -235,7 +254,7 @@ pub async fn all_at_once_nobody_is_left_behind(f: Arc<Fixture>) {
                     (0..5).map(|i| message(id, members[(w + b + i) % 6], "x")).collect();
                 let outbox = OutboxLease { id: OutboxId::random(), lease: LONG };
                 despite_conflicts!(writer.send(&batch, outbox));
-                despite_conflicts!(f.store.settle_outbox(&[outbox.id]));
+                despite_conflicts!(f.store.settle_outbox(&[outbox.id], Duration::ZERO));
             }
         });
     }
@@ -268,7 +287,7 @@ pub async fn all_at_once_nobody_is_left_behind(f: Arc<Fixture>) {
             for _ in 0..20 {
                 reconcile(&f).await;
                 for row in despite_conflicts!(f.store.claim_outbox(3, LONG)) {
-                    despite_conflicts!(f.store.settle_outbox(&[row.id]));
+                    despite_conflicts!(f.store.settle_outbox(&[row.id], Duration::ZERO));
                 }
             }
         });
@@ -281,7 +300,7 @@ pub async fn all_at_once_nobody_is_left_behind(f: Arc<Fixture>) {
         reconcile(&f).await;
     }
     for row in f.store.claim_outbox(100, LONG).await.unwrap() {
-        f.store.settle_outbox(&[row.id]).await.unwrap();
+        f.store.settle_outbox(&[row.id], Duration::ZERO).await.unwrap();
     }
     assert_eq!((f.store.outbox_state().await.unwrap().0, f.laggards().await), (0, 0));
     // A run at the head moves only if nothing of others is missing below it.

@@ -1,5 +1,6 @@
 -- Deletes the outbox rows $1 and makes laggards of the members who are still behind. $2: from how
--- many of his own messages on a member's line is moved over them.
+-- many of his own messages on a member's line is moved over them; $3: in how many milliseconds
+-- the laggards are due.
 with gone as (
     delete from outbox
     where id = any($1::uuid[])
@@ -31,7 +32,7 @@ behind as materialized (
 -- One who is a laggard already keeps his turn: a busy conversation must not undo the back-off.
 made as (
     insert into laggards (user_id, conversation_id, due_at, last_seq)
-    select user_id, conversation_id, now(), head
+    select user_id, conversation_id, now() + $3 * interval '1 millisecond', head
     from behind
     where lacks
     order by conversation_id, user_id
