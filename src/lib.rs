@@ -21,5 +21,6 @@ pub mod protocol;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod verify;
 pub mod write_path;
 pub mod ws;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tidings::app::{self, App};
 use tidings::config::Config;
-use tidings::{shutdown, telemetry};
+use tidings::{shutdown, telemetry, verify};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,6 +28,8 @@ enum Command {
     Serve,
     /// Lay or renew the tables of the store, and exit.
     Migrate,
+    /// Check what must hold of the stored data and of presence; exit code 1 if something does not.
+    Verify,
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,11 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
         app::migrate(&config).await?;
         println!("the tables are those of this release");
         return Ok(true);
+    }
+    if let Command::Verify = command {
+        let report = verify::run(&config).await?;
+        print!("{report}");
+        return Ok(report.is_sound());
     }
     tracing::info!(?config, "settings");
     let mut stop = std::pin::pin!(shutdown::signals()?);

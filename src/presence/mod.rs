@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 pub use self::local::LocalPresence;
 pub use self::redis::RedisPresence;
 use crate::clock::Timestamp;
-use crate::config::PresenceConfig;
+use crate::config::{PresenceConfig, RedisConfig};
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 
 /// One device's session.
@@ -192,6 +192,19 @@ impl Presence {
             Self::Redis(inner) => inner.lease_losses(),
         }
     }
+}
+
+/// What stands in Redis under nodes whose lease ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orphans {
+    /// All entries there are.
+    pub entries: u64,
+    pub of_dead_nodes: u64,
+}
+
+/// Reads all that is there, for `tidings verify`.
+pub async fn orphans(config: &RedisConfig) -> Result<Orphans> {
+    self::redis::count_orphans(config).await
 }
 
 /// How long after the last change a user's presence is forgotten.

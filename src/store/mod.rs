@@ -8,6 +8,7 @@ pub mod error;
 pub mod postgres;
 pub mod sqlite;
 pub mod types;
+pub mod verify;
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use types::{
     Laggard, Members, NewMessage, OutboxLease, OutboxRow, Receipt, Received, Run, SendOutcome,
     Settled, Told,
 };
+
+use verify::Verdict;
 
 use crate::config::StoreConfig;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
@@ -160,6 +163,12 @@ impl Store {
             Database::Sqlite(inner) => Connection::Sqlite(inner.writer()),
         };
         Writer { connection, metrics: self.metrics.clone() }
+    }
+
+    /// Checks all that must hold of the data, in one snapshot. What is younger than `grace` may still
+    /// be under way. Reads everything: for an operator, not for a node at work.
+    pub async fn verify(&self, grace: Duration) -> Result<Vec<Verdict>> {
+        forward!(&self.database, Database, verify(grace))
     }
 
     pub async fn close(&self) {

@@ -25,3 +25,4 @@ mod requests;
 mod slow;
 mod startup;
 mod store;
+mod verify;

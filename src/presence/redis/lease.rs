@@ -43,6 +43,11 @@ struct Sight {
     run_id: Option<Box<str>>,
 }
 
+/// Exists while the node's lease lives.
+pub(super) fn key(prefix: &str, node: NodeId) -> String {
+    format!("{prefix}:node:{node}")
+}
+
 impl Lease {
     pub fn new(prefix: &str, length: Duration) -> Self {
         Self {
@@ -79,7 +84,7 @@ impl Lease {
     }
 
     pub fn key(&self, node: NodeId) -> String {
-        format!("{}:node:{node}", self.prefix)
+        key(&self.prefix, node)
     }
 
     /// Takes the first lease.

@@ -8,6 +8,7 @@
 //! An entry is valid while its node's lease lives, so a crash needs no clean-up to be seen.
 
 mod lease;
+mod orphans;
 mod pool;
 mod stored;
 
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::lease::Lease;
+pub(in crate::presence) use self::orphans::count as count_orphans;
 use self::pool::{Outcome, Step, bounded, pool};
 use self::stored::{Found, Stored};
 use super::{Entry, KEPT, Registered, Result, Status};

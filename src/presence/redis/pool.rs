@@ -14,7 +14,7 @@ use crate::config::RedisConfig;
 
 const POOL_SIZE: usize = 16;
 /// For each step: a free connection, a new one, a reply.
-const STEP_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 /// For one piece of work; in bulk for each chunk.
 const WORK_TIMEOUT: Duration = Duration::from_secs(3);
 

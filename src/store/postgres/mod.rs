@@ -13,6 +13,7 @@ mod messages;
 mod outbox;
 mod receipts;
 pub mod sql;
+mod verify;
 mod writer;
 
 use std::collections::HashSet;

@@ -17,6 +17,7 @@ mod receipts;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;

@@ -336,6 +336,9 @@ impl Cluster {
         let store = self.ground.store().await;
         let (outbox, _) = store.outbox_state().await.unwrap();
         let (laggards, _) = store.laggards_state().await.unwrap();
+        let verdicts = store.verify(Duration::ZERO).await.unwrap();
+        let broken: Vec<_> = verdicts.iter().filter(|verdict| !verdict.broken.is_empty()).collect();
+        assert!(broken.is_empty(), "the store is not sound: {broken:?}");
         store.close().await;
         assert_eq!((outbox, laggards), (0, 0), "outbox and laggards are empty after the stop");
     }
