@@ -24,9 +24,9 @@ pub async fn create(mut call: Call<'_>) -> Answer {
         members: create.participants,
     };
     let id = ConversationId::random();
-    let changed = call.node.write_path.change(id, change).await?;
-    let status = if changed.conversation_id == id { StatusCode::CREATED } else { StatusCode::OK };
-    Ok(answer::json(status, &shown(&call, changed.conversation_id).await?))
+    let made = call.node.write_path.change(id, change).await?;
+    let status = if made == id { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(answer::json(status, &shown(&call, made).await?))
 }
 
 pub async fn get(call: Call<'_>) -> Answer {

@@ -117,46 +117,39 @@ impl Lane {
         let mut events = Vec::with_capacity(batch.len());
         let mut again = Vec::new();
         for (send, outcome) in batch.into_iter().zip(outcomes) {
-            match outcome {
+            if outcome == SendOutcome::Again && Instant::now() < deadline {
+                again.push(send);
+                continue;
+            }
+            let PendingSend { message, origin, received, reply } = send;
+            let (message, members_version) = match outcome {
                 SendOutcome::Stored(stored) => {
-                    let message = Arc::new(as_stored(send.message, stored));
-                    received_committed.record(committed - send.received);
-                    self.metrics.sends.accepted.increment(1);
-                    (send.reply)(Ok(Sent::Created(message.clone())));
-                    events.push(Event::Message {
-                        kind: ChangeKind::MessageCreated,
-                        message,
-                        origin: send.origin,
-                        members_version: stored.members_version,
-                        received: send.received,
-                    });
+                    (Arc::new(as_stored(message, stored)), stored.members_version)
                 }
-                // This very message, stored by an attempt whose answer was lost.
-                SendOutcome::Duplicate(message) if message.id == send.message.id => {
-                    let message: Arc<Message> = Arc::from(message);
-                    self.metrics.sends.accepted.increment(1);
-                    (send.reply)(Ok(Sent::Created(message.clone())));
-                    events.push(Event::Message {
-                        kind: ChangeKind::MessageCreated,
-                        message,
-                        origin: send.origin,
-                        members_version: i64::MAX,
-                        received: send.received,
-                    });
+                // This very message, stored by an attempt whose answer was lost: the members are
+                // read anew.
+                SendOutcome::Duplicate(first) if first.id == message.id => {
+                    (Arc::from(first), i64::MAX)
                 }
-                SendOutcome::Duplicate(message) => {
+                SendOutcome::Duplicate(first) => {
                     self.metrics.sends.repeated.increment(1);
-                    (send.reply)(Ok(Sent::Repeated(Arc::from(message))));
+                    reply(Ok(Sent::Repeated(Arc::from(first))));
+                    continue;
                 }
-                SendOutcome::Again if Instant::now() < deadline => again.push(send),
                 outcome => {
                     let problem = refused(&outcome).unwrap_or_else(|| {
                         Problem::new(Code::Internal, "an outcome without an answer")
                     });
                     self.metrics.sends.refused.of(problem.code).increment(1);
-                    (send.reply)(Err(problem));
+                    reply(Err(problem));
+                    continue;
                 }
-            }
+            };
+            received_committed.record(committed - received);
+            self.metrics.sends.accepted.increment(1);
+            reply(Ok(Sent::Created(message.clone())));
+            let kind = ChangeKind::MessageCreated;
+            events.push(Event::Message { kind, message, origin, members_version, received });
         }
         self.dispatch(outbox.id, committed, events).await;
         again

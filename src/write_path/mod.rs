@@ -30,7 +30,7 @@ use crate::protocol::model::Message;
 use crate::protocol::problem::Problem;
 use crate::store::StoreError;
 use crate::store::types::{
-    AmendOutcome, Amendment, Change, ChangeOutcome, Changed, NewMessage, Receipt, SendOutcome,
+    AmendOutcome, Amendment, Change, ChangeOutcome, NewMessage, Receipt, SendOutcome,
 };
 use crate::telemetry::Metrics;
 use proofs::Proofs;
@@ -38,6 +38,28 @@ use receive::{PendingReceipt, ReceiptReply};
 
 /// Requests that may wait in a lane. Beyond, a send is refused at once: nothing was done.
 pub const LANE_QUEUE: usize = 4_096;
+
+/// What gives way when writes pile up, in this order; sends are refused last, when a lane is full.
+/// What was accepted is always finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Yields {
+    /// Typing and presence: dropped.
+    Ephemeral,
+    Sync,
+    /// New sockets.
+    Socket,
+}
+
+impl Yields {
+    /// Requests in a lane from which on it gives way.
+    fn bound(self) -> usize {
+        match self {
+            Self::Ephemeral => LANE_QUEUE / 4,
+            Self::Sync => LANE_QUEUE / 2,
+            Self::Socket => LANE_QUEUE / 4 * 3,
+        }
+    }
+}
 
 /// An accepted send.
 #[derive(Clone, Debug)]
@@ -124,6 +146,12 @@ impl WritePath {
         &self.lanes[slot as usize % self.lanes.len()]
     }
 
+    /// Whether so many writes wait that this is to be refused: they are finished sooner without it.
+    pub fn is_pressed(&self, yields: Yields) -> bool {
+        let waiting = |lane: &mpsc::Sender<Request>| lane.max_capacity() - lane.capacity();
+        self.lanes.iter().any(|lane| waiting(lane) >= yields.bound())
+    }
+
     /// Submits a checked send and returns at once; `reply` is called after the commit, or now if
     /// the lane is full.
     pub fn send(&self, by: UserId, origin: Option<SessionId>, send: SendMessage, reply: Reply) {
@@ -150,12 +178,13 @@ impl WritePath {
         }
     }
 
-    /// Makes a change and waits for its outcome.
+    /// Makes a change and waits for its outcome; returns which conversation it is about, for a direct
+    /// one that is to be created may exist already.
     pub async fn change(
         &self,
         conversation_id: ConversationId,
         change: Change,
-    ) -> Result<Changed, Problem> {
+    ) -> Result<ConversationId, Problem> {
         let (reply, outcome) = oneshot::channel();
         let pending = PendingChange { conversation_id, change, received: Instant::now(), reply };
         let lane = self.lane(conversation_id.slot());
@@ -265,18 +294,10 @@ fn amended(outcome: AmendOutcome) -> Result<Arc<Message>, Problem> {
     })
 }
 
-fn changed(outcome: ChangeOutcome) -> Result<Changed, Problem> {
+fn changed(outcome: ChangeOutcome) -> Result<ConversationId, Problem> {
     Err(match outcome {
-        ChangeOutcome::Changed(changed) => return Ok(changed),
-        // The seq 0 is of no change: the caller reads what is there.
-        ChangeOutcome::Unchanged(conversation_id) => {
-            return Ok(Changed {
-                conversation_id,
-                seq: 0,
-                at: Timestamp::now(),
-                members_version: 0,
-            });
-        }
+        ChangeOutcome::Changed(changed) => return Ok(changed.conversation_id),
+        ChangeOutcome::Unchanged(conversation_id) => return Ok(conversation_id),
         ChangeOutcome::NotFound => Problem::conversation_not_found(),
         ChangeOutcome::Forbidden => {
             Problem::new(Code::Forbidden, "your role in this conversation does not allow it")
@@ -292,4 +313,44 @@ fn changed(outcome: ChangeOutcome) -> Result<Changed, Problem> {
             "a direct conversation keeps its two members, and no title",
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_matters_less_gives_way_first() {
+        let (lane, _requests) = mpsc::channel(LANE_QUEUE);
+        let (receipts, _) = mpsc::channel(1);
+        let (hasten, _) = mpsc::channel(1);
+        let metrics = Metrics::new().0;
+        let proofs = Proofs::new(metrics.clone());
+        let write_path = WritePath::new(vec![lane], proofs, receipts, hasten, metrics);
+        let amendment = Amendment {
+            by: UserId(uuid::Uuid::nil()),
+            message_id: MessageId(uuid::Uuid::nil()),
+            edit: None,
+        };
+        let mut given_way = Vec::new();
+        for waiting in 0.. {
+            for yields in [Yields::Ephemeral, Yields::Sync, Yields::Socket] {
+                if write_path.is_pressed(yields) && !given_way.contains(&yields) {
+                    assert!(waiting > 0, "not while nothing waits");
+                    given_way.push(yields);
+                }
+            }
+            let (reply, mut refused) = oneshot::channel();
+            let reply = Box::new(move |outcome: Result<_, Problem>| {
+                let _ = reply.send(outcome.err().map(|problem| problem.code));
+            });
+            write_path.amend(amendment.clone(), None, reply);
+            // The lane holds those that are accepted; a refusal is told at once.
+            if let Ok(refused) = refused.try_recv() {
+                assert_eq!((refused, waiting), (Some(Code::Busy), LANE_QUEUE));
+                break;
+            }
+        }
+        assert_eq!(given_way, [Yields::Ephemeral, Yields::Sync, Yields::Socket]);
+    }
 }

@@ -17,6 +17,7 @@ use super::handle::Opening;
 use super::session;
 use crate::protocol::code::Code;
 use crate::protocol::problem::Problem;
+use crate::write_path::Yields;
 
 /// Clients that offer it get every event; those that do not are classic ones.
 const SUBPROTOCOL: &str = "tidings.v1.json";
@@ -70,6 +71,10 @@ impl Place {
     fn take(node: Arc<Node>) -> Result<Self, Problem> {
         if node.stopping.is_cancelled() {
             return Err(Problem::new(Code::Unavailable, "this node is stopping; use another"));
+        }
+        if node.write_path.is_pressed(Yields::Socket) {
+            let detail = "so many writes wait that no socket is opened; try again shortly";
+            return Err(Problem::new(Code::Busy, detail));
         }
         let place = Self(node);
         let before = place.0.sockets.fetch_add(1, Ordering::Relaxed);
