@@ -90,6 +90,7 @@ impl App {
         let fault = CancellationToken::new();
         let stages = Stages::new(&fault);
         let (metrics, exporter) = Metrics::new();
+        let auth = Authenticator::connect(config.auth.clone()).await?;
         let store = open_store(&config, &metrics).await?;
         let store_epoch = store.epoch().await.context("the store's epoch")?;
 
@@ -178,7 +179,7 @@ impl App {
                 max_metadata_bytes: config.limits.metadata_bytes,
                 max_group_size: config.limits.group_size,
             },
-            auth: Authenticator::new(config.auth.clone()),
+            auth: auth.clone(),
             hub: hub.clone(),
             bus,
             presence,
@@ -202,6 +203,7 @@ impl App {
                 stages.listeners.stop.clone(),
             ),
         );
+        stages.listeners.spawn("keys", auth.keep_keys(stages.listeners.stop.clone()));
         stages.bus.spawn("gaps", hub.clone().spread_gaps(stages.bus.stop.clone()));
         if matches!(config.bus, BusConfig::Local) {
             let keep = keep_single_node_lock(node.store.clone(), stages.outbox.stop.clone());

@@ -10,7 +10,14 @@
 //! the full frame | the classic frames
 //! ```
 //!
-//! Nodes of two releases run side by side during a deploy: a change of this layout takes a new
+//! A control envelope holds an [`Order`]: with an origin, that session is to end, for a younger one of
+//! its device came; without, the full frame is a byte that names the order, and what belongs to it:
+//!
+//! ```text
+//! 1 | device id (nothing: all devices)      end the user's sessions
+//! ```
+//!
+//! Orders that a node does not know it leaves alone. Nodes of two releases run side by side during a deploy: a change of this layout takes a new
 //! version, which the release before must already have learnt to read.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
@@ -18,7 +25,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
-use crate::ids::{ConversationId, Seq, SessionId, UserId};
+use crate::ids::{ConversationId, DeviceId, Seq, SessionId, UserId};
 
 const VERSION: u8 = 1;
 /// Up to and with the length of the full frame.
@@ -49,6 +56,17 @@ pub enum Class {
     /// For the node, not for clients.
     Control,
 }
+
+/// What a node is to do, by a control envelope on the user's channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// This session of the user is replaced.
+    Replace(SessionId),
+    /// The user, or one device of his, is to be cut off.
+    Disconnect(Option<DeviceId>),
+}
+
+const DISCONNECT: u8 = 1;
 
 /// What classic clients get of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +103,45 @@ impl From<TryGetError> for DecodeError {
 }
 
 impl Envelope {
+    pub fn order(user: UserId, order: Order) -> Self {
+        let (origin, full) = match order {
+            Order::Replace(session) => (Some(session), Bytes::new()),
+            Order::Disconnect(device) => {
+                let device = device.as_ref().map_or("", DeviceId::as_str);
+                (None, [&[DISCONNECT], device.as_bytes()].concat().into())
+            }
+        };
+        let head = Head {
+            class: Class::Control,
+            conversation_id: ConversationId(Uuid::nil()),
+            sender_id: user,
+            origin,
+            lo: 0,
+            hi: 0,
+            sent_at: Timestamp::now(),
+        };
+        Self { head, full, classic: Classic::None }
+    }
+
+    /// None if it is no control envelope, or holds an order that this release does not know.
+    pub fn as_order(&self) -> Option<Order> {
+        if self.head.class != Class::Control {
+            return None;
+        }
+        if let Some(session) = self.head.origin {
+            return Some(Order::Replace(session));
+        }
+        let (DISCONNECT, device) = self.full.split_first().map(|(kind, rest)| (*kind, rest))?
+        else {
+            return None;
+        };
+        if device.is_empty() {
+            return Some(Order::Disconnect(None));
+        }
+        // What is no device's name is nobody's: better nobody is cut off than all.
+        Some(Order::Disconnect(Some(std::str::from_utf8(device).ok()?.parse().ok()?)))
+    }
+
     /// One buffer, to be made once however many users get it.
     pub fn encode(&self) -> Bytes {
         let own = match &self.classic {
@@ -247,6 +304,29 @@ mod tests {
         expected.extend([0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 1]);
         expected.extend(b"{\"type\":\"x\"}a");
         assert_eq!(sent.encode(), expected);
+    }
+
+    #[test]
+    fn orders_come_back_as_they_went_and_unknown_ones_are_none() {
+        let user = UserId(Uuid::from_u128(2));
+        for order in [
+            Order::Replace(SessionId(Uuid::from_u128(3))),
+            Order::Disconnect(None),
+            Order::Disconnect(Some("phone".parse().unwrap())),
+        ] {
+            let sent = Envelope::order(user, order.clone());
+            let came = Envelope::decode(sent.encode()).unwrap();
+            assert_eq!(came.as_order(), Some(order));
+        }
+        for full in [&b""[..], b"\x02", b"\x01\xff", b"\x01a\nb"] {
+            let sent =
+                Envelope { full: full.into(), ..envelope(Class::Control, false, Classic::None) };
+            assert_eq!(sent.as_order(), None, "{full:?}");
+        }
+        assert_eq!(envelope(Class::Stored, true, Classic::Same).as_order(), None);
+        // Bytes are an interface between releases.
+        let phone = Envelope::order(user, Order::Disconnect(Some("phone".parse().unwrap())));
+        assert_eq!(&phone.full[..], b"\x01phone");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::envelope::{Class, Classic, DecodeError, Envelope, Head};
+pub use self::envelope::{Class, Classic, DecodeError, Envelope, Head, Order};
 pub use self::local::LocalBus;
 pub use self::redis::RedisBus;
 use crate::config::BusConfig;

@@ -4,6 +4,7 @@
 //! in-process bus and presence, no Kafka a file. Read once, by `main`; tests give their own lookup.
 //! The result is plain data whose `Debug` shows no secrets, and is logged once.
 
+mod jwt;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::ids::UserId;
 
+pub use jwt::{JwksUrl, JwtConfig, JwtKey, JwtKeys};
 pub use values::{ConfigFaults, Fault, IpNet, Setting};
 
 const fn open(name: &'static str) -> Setting {
@@ -53,6 +55,10 @@ pub const SETTINGS: &[Setting] = &[
     open("KAFKA_TOPIC_PARTITIONS"),
     open("AUTH_MODE"),
     open("TRUSTED_PROXIES"),
+    secret("JWT_KEY"),
+    secret("JWT_JWKS_URL"),
+    open("JWT_ISSUER"),
+    open("JWT_AUDIENCE"),
     open("ALLOWED_ORIGINS"),
     open("WS_CLIENT_BUFFER_SIZE"),
     open("WS_CLIENT_BUFFER_BYTES"),
@@ -211,6 +217,8 @@ pub struct AuthConfig {
     pub mode: AuthMode,
     /// In lower case, as browsers send them; empty: the same origin only.
     pub allowed_origins: Vec<String>,
+    /// Where tickets are kept; None: in this process.
+    pub redis: Option<RedisConfig>,
 }
 
 #[derive(Clone, Debug)]
@@ -219,6 +227,8 @@ pub enum AuthMode {
     Dev,
     /// `X-User-ID` is believed from these addresses; never empty.
     Gateway { trusted: Vec<IpNet> },
+    /// A signed token names the user.
+    Jwt(JwtConfig),
 }
 
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::jwt::read_jwt;
 use super::values::{ConfigFaults, Reader};
 use super::{
     AuthConfig, AuthMode, BusConfig, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig,
@@ -94,7 +95,7 @@ impl Config {
             // Several nodes would wait for each other, and an operator wants to choose the moment.
             migrate_on_start: read.flag("MIGRATE_ON_START", sqlite),
             offline: read_offline(read, &data_dir),
-            auth: read_auth(read),
+            auth: read_auth(read, redis.clone()),
             http: HttpConfig {
                 addr: SocketAddr::new(
                     read.parse("SERVER_HOST", parse_host).unwrap_or(HOST),
@@ -239,9 +240,10 @@ fn read_offline(read: &mut Reader, data_dir: &Path) -> OfflineConfig {
     }
 }
 
-fn read_auth(read: &mut Reader) -> AuthConfig {
+fn read_auth(read: &mut Reader, redis: Option<RedisConfig>) -> AuthConfig {
     let trusted = read.list("TRUSTED_PROXIES", str::parse);
     let mode = read.text("AUTH_MODE");
+    let jwt = read_jwt(read, mode.as_deref() == Some("jwt"));
     let mode = match mode.as_deref() {
         None | Some("dev") => AuthMode::Dev,
         Some("gateway") => {
@@ -252,16 +254,14 @@ fn read_auth(read: &mut Reader) -> AuthConfig {
             }
             AuthMode::Gateway { trusted }
         }
-        Some("jwt") => {
-            read.fault("AUTH_MODE", "dev or gateway, for jwt is not in this release");
-            AuthMode::Dev
-        }
+        // Without keys there is a fault, and nobody is believed.
+        Some("jwt") => jwt.map_or(AuthMode::Gateway { trusted: Vec::new() }, AuthMode::Jwt),
         Some(_) => {
-            read.fault("AUTH_MODE", "dev or gateway");
+            read.fault("AUTH_MODE", "dev, gateway or jwt");
             AuthMode::Dev
         }
     };
-    AuthConfig { mode, allowed_origins: read.list("ALLOWED_ORIGINS", parse_origin) }
+    AuthConfig { mode, allowed_origins: read.list("ALLOWED_ORIGINS", parse_origin), redis }
 }
 
 /// A node that believes everyone must not be within reach of others.
@@ -270,7 +270,7 @@ fn check_loopback(read: &mut Reader, config: &Config) {
         return;
     }
     let expected = "a loopback address, because with AUTH_MODE=dev everyone can act as any user; \
-                    to listen elsewhere set AUTH_MODE=gateway and TRUSTED_PROXIES";
+                    to listen elsewhere set AUTH_MODE=gateway and TRUSTED_PROXIES, or AUTH_MODE=jwt";
     if !config.http.addr.ip().is_loopback() {
         read.fault("SERVER_HOST", expected);
     }

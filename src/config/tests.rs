@@ -153,13 +153,92 @@ fn dev_mode_is_for_loopback_only() {
 }
 
 #[test]
-fn a_gateway_needs_to_be_named_and_tokens_come_later() {
+fn a_gateway_needs_to_be_named() {
     let (settings, text) = faults(&[("AUTH_MODE", "gateway")]);
     assert_eq!(settings, ["TRUSTED_PROXIES"]);
     assert!(text.contains("TRUSTED_PROXIES is not set: expected"), "{text}");
-    let (settings, text) = faults(&[("AUTH_MODE", "jwt")]);
-    assert_eq!(settings, ["AUTH_MODE"]);
-    assert!(text.contains("not in this release"), "{text}");
+}
+
+const JWT: (&str, &str) = ("AUTH_MODE", "jwt");
+const RSA: &str = include_str!("../../tests/keys/rsa.pub.pem");
+
+fn key_of(config: &Config) -> &JwtKey {
+    match &config.auth.mode {
+        AuthMode::Jwt(JwtConfig { keys: JwtKeys::Fixed(key), .. }) => key,
+        mode => panic!("no key: {mode:?}"),
+    }
+}
+
+#[test]
+fn tokens_need_a_key_that_is_named_by_its_form() {
+    use jsonwebtoken::Algorithm;
+    let secret = "geheim geheim geheim geheim 1234";
+    for (key, algorithm) in [
+        (secret, Algorithm::HS256),
+        (RSA, Algorithm::RS256),
+        (&RSA.replace('\n', "\\n"), Algorithm::RS256),
+        (include_str!("../../tests/keys/ec.pub.pem"), Algorithm::ES256),
+        (include_str!("../../tests/keys/ed.pub.pem"), Algorithm::EdDSA),
+    ] {
+        // Tokens are checked, so others may reach the node.
+        let config = read(&[JWT, ("JWT_KEY", key), ("SERVER_HOST", "0.0.0.0")]).unwrap();
+        assert_eq!(key_of(&config).algorithm, algorithm);
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("geheim") && !shown.contains(&format!("{:?}", secret.as_bytes())));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    let setting = format!("file:{}", file.display());
+    for (content, good) in
+        [(format!("{secret}\n"), true), (RSA.into(), true), (secret[1..].into(), false)]
+    {
+        std::fs::write(&file, content).unwrap();
+        assert_eq!(read(&[JWT, ("JWT_KEY", &setting)]).is_ok(), good);
+    }
+    for wrong in [
+        &secret[1..],
+        "file:/no/such/geheim",
+        include_str!("../../tests/keys/rsa.pem"),
+        include_str!("../../tests/keys/ec.pem"),
+        include_str!("../../tests/keys/short-rsa.pub.pem"),
+        include_str!("../../tests/keys/p384.pub.pem"),
+        "-----BEGIN PUBLIC KEY-----\ngeheim\n-----END PUBLIC KEY-----",
+        "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----",
+    ] {
+        let (settings, text) = faults(&[JWT, ("JWT_KEY", wrong)]);
+        assert_eq!(settings, ["JWT_KEY"], "{wrong}");
+        assert!(!text.contains("geheim") && !text.contains("BEGIN"), "{text}");
+    }
+}
+
+#[test]
+fn keys_come_from_one_place_and_are_for_tokens_only() {
+    let url = ("JWT_JWKS_URL", "https://issuer.example/keys?code=geheim");
+    let config =
+        read(&[JWT, url, ("JWT_ISSUER", "https://issuer.example"), ("JWT_AUDIENCE", "chat")])
+            .unwrap();
+    let AuthMode::Jwt(jwt) = &config.auth.mode else { panic!("{config:?}") };
+    assert_eq!(jwt.issuer.as_deref(), Some("https://issuer.example"));
+    assert_eq!(jwt.audience.as_deref(), Some("chat"));
+    let shown = format!("{config:?}");
+    assert!(shown.contains("https://issuer.example") && !shown.contains("geheim"), "{shown}");
+
+    let (settings, text) = faults(&[JWT]);
+    assert_eq!(settings, ["JWT_KEY"]);
+    assert!(text.contains("JWT_JWKS_URL"), "{text}");
+    assert_eq!(faults(&[JWT, url, ("JWT_KEY", RSA)]).0, ["JWT_KEY"]);
+    for wrong in ["ftp://issuer/keys", "issuer/keys", "https://", "https://user:geheim@issuer/"] {
+        let (settings, text) = faults(&[JWT, ("JWT_JWKS_URL", wrong)]);
+        assert_eq!(settings, ["JWT_JWKS_URL"], "{wrong}");
+        assert!(!text.contains("geheim"), "{text}");
+    }
+    // Nobody is to believe that tokens are checked when they are not.
+    for name in ["JWT_KEY", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE"] {
+        let value = if name == "JWT_KEY" { RSA } else { url.1 };
+        let (settings, text) = faults(&[(name, value)]);
+        assert_eq!(settings, [name]);
+        assert!(text.contains("AUTH_MODE=jwt"), "{text}");
+    }
 }
 
 #[test]

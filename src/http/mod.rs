@@ -1,13 +1,16 @@
 //! The listeners: accept, read with limits and a deadline, route, answer. Handlers stand in a file
 //! per resource; each takes who is asking and gives an answer or a problem.
 
+pub mod admin;
 pub mod answer;
 pub mod conversations;
+pub mod cors;
 pub mod messages;
 pub mod participants;
 pub mod presence;
 pub mod receipts;
 pub mod state;
+pub mod tickets;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -17,7 +20,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONNECTION, HeaderValue, UPGRADE};
+use hyper::header::{ALLOW, CONNECTION, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -27,6 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::{Handshake, Identity};
 use crate::protocol::code::Code;
 use crate::protocol::model::ReceiptKind;
 use crate::protocol::problem::Problem;
@@ -181,7 +185,8 @@ async fn respond(
     let request_id = request_id(&request);
     let method = request.method().clone();
     let (route, path) = Route::of(request.uri().path(), door, node.auth.is_dev());
-    let handled = tokio::time::timeout(DEADLINE, handle(server, request, route, path, peer));
+    let origin = node.auth.allowed_origin(request.headers()).filter(|_| door == Door::Main);
+    let handled = tokio::time::timeout(DEADLINE, handle(server, request, door, route, path, peer));
     let answer = handled.await.unwrap_or_else(|_| {
         Err(Problem::new(Code::Unavailable, "the answer took too long; try again"))
     });
@@ -196,6 +201,13 @@ async fn respond(
     if response.status() == StatusCode::UPGRADE_REQUIRED {
         response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    if response.status() == StatusCode::UNAUTHORIZED && node.auth.uses_tokens() {
+        let scheme = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+    }
+    if door == Door::Main && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        cors::mark(response.headers_mut(), origin);
     }
     let value = HeaderValue::from_str(&request_id).expect("checked or made by us");
     response.headers_mut().insert("x-request-id", value);
@@ -242,6 +254,8 @@ pub enum Route {
     Participant,
     History,
     Presence,
+    Tickets,
+    Disconnect,
     Unknown,
 }
 
@@ -249,7 +263,7 @@ pub enum Route {
 type Path = [String; 2];
 
 impl Route {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Page,
         Self::Health,
         Self::Ready,
@@ -267,6 +281,8 @@ impl Route {
         Self::Participant,
         Self::History,
         Self::Presence,
+        Self::Tickets,
+        Self::Disconnect,
         Self::Unknown,
     ];
 
@@ -279,6 +295,7 @@ impl Route {
             (_, ["health"]) => (Self::Health, none()),
             (_, ["ready"]) => (Self::Ready, none()),
             (Door::Admin, ["metrics"]) => (Self::Metrics, none()),
+            (Door::Admin, ["admin", "v1", "disconnect"]) => (Self::Disconnect, none()),
             (Door::Admin, _) => (Self::Unknown, none()),
             (Door::Main, ["metrics"]) if dev => (Self::Metrics, none()),
             (Door::Main, []) if dev => (Self::Page, none()),
@@ -296,6 +313,7 @@ impl Route {
                 ["conversations", id, "participants", user] => (Self::Participant, ids(id, user)),
                 ["conversations", id, "messages"] => (Self::History, ids(id, "")),
                 ["presence"] => (Self::Presence, none()),
+                ["ws-tickets"] => (Self::Tickets, none()),
                 _ => (Self::Unknown, none()),
             },
             _ => (Self::Unknown, none()),
@@ -322,6 +340,8 @@ impl Route {
             Self::Participant => "/api/v1/conversations/{id}/participants/{user_id}",
             Self::History => "/api/v1/conversations/{id}/messages",
             Self::Presence => "/api/v1/presence",
+            Self::Tickets => "/api/v1/ws-tickets",
+            Self::Disconnect => "/admin/v1/disconnect",
             Self::Unknown => "unknown",
         }
     }
@@ -337,7 +357,9 @@ impl Route {
             | Self::Receipts
             | Self::History
             | Self::Presence => &["GET"],
-            Self::Messages | Self::Read | Self::Delivered => &["POST"],
+            Self::Messages | Self::Read | Self::Delivered | Self::Tickets | Self::Disconnect => {
+                &["POST"]
+            }
             Self::Message => &["GET", "PUT", "DELETE"],
             Self::Conversations | Self::Participants => &["GET", "POST"],
             Self::Conversation => &["GET", "PATCH"],
@@ -351,6 +373,7 @@ impl Route {
 pub struct Call<'a> {
     pub node: &'a Arc<Node>,
     pub user: crate::ids::UserId,
+    pub identity: Identity,
     pub headers: hyper::HeaderMap,
     pub query: Option<String>,
     pub path: Path,
@@ -360,30 +383,39 @@ pub struct Call<'a> {
 async fn handle(
     server: &Server,
     request: Request<Incoming>,
+    door: Door,
     route: Route,
     path: Path,
     peer: IpAddr,
 ) -> Answer {
     let node = &server.node;
+    node.auth.admit_host(request.headers())?;
     if route == Route::Unknown {
         return Err(Problem::new(Code::NotFound, "there is nothing at this path"));
+    }
+    if door == Door::Main && cors::is_preflight(&request) {
+        node.auth.admit_origin(request.headers())?;
+        return cors::preflight(route);
     }
     if !route.methods().contains(&request.method().as_str()) {
         return Err(Problem::new(Code::MethodNotAllowed, "this path has no such method"));
     }
+    cors::admit(&node.auth, door, &request)?;
     match route {
         Route::Page => return Ok(state::page()),
         Route::Health => return Ok(state::health()),
         Route::Ready => return Ok(state::ready(node).await),
         Route::Metrics => return Ok(state::metrics(node, &server.exporter)),
-        Route::Socket => return upgrade::upgrade(node, request, peer),
+        Route::Socket => return upgrade::upgrade(node, request, peer).await,
+        Route::Disconnect => return admin::disconnect(node, request.into_body()).await,
         _ => {}
     }
-    let user = node.auth.identify(request.headers(), peer, None)?.user_id();
+    let identity = node.auth.identify(request.headers(), peer, Handshake::default()).await?;
     let (head, body) = request.into_parts();
     let call = Call {
         node,
-        user,
+        user: identity.user_id(),
+        identity,
         query: head.uri.query().map(str::to_owned),
         headers: head.headers,
         path,
@@ -408,6 +440,7 @@ async fn handle(
         (Route::Participant, _) => participants::patch(call).await,
         (Route::History, _) => messages::history(call).await,
         (Route::Presence, _) => presence::query(call).await,
+        (Route::Tickets, _) => tickets::issue(call).await,
         _ => unreachable!("handled above, or refused by its methods"),
     }
 }

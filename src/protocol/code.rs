@@ -27,7 +27,7 @@ pub enum Code {
     RateLimited,
     /// Queues are full; nothing was done.
     Busy,
-    /// The store is away; nothing was done, or a repeat with the same `client_message_id` tells.
+    /// The store or what else is needed is away; nothing was done, or a repeat with the same `client_message_id` tells.
     Unavailable,
     Internal,
 }
@@ -71,7 +71,7 @@ impl Code {
             Self::UpgradeRequired => ("upgrade_required", 426, "Open a WebSocket here"),
             Self::RateLimited => ("rate_limited", 429, "Too fast"),
             Self::Busy => ("busy", 503, "Overloaded, nothing was done"),
-            Self::Unavailable => ("unavailable", 503, "The store is away"),
+            Self::Unavailable => ("unavailable", 503, "Not available just now"),
             Self::Internal => ("internal", 500, "Something is broken here"),
         }
     }

@@ -13,7 +13,7 @@ use super::handle::Session;
 use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
-use crate::protocol::command::{self, Command};
+use crate::protocol::command::{self, Command, Token};
 use crate::protocol::event::{self, Event, MessageAnswer};
 use crate::protocol::model::{Message, ReceiptKind};
 use crate::protocol::problem::Problem;
@@ -33,6 +33,10 @@ pub async fn on_message(
 ) -> Result<(), CloseCode> {
     if let Some(code) = session.queue.ended() {
         return Err(code);
+    }
+    // The timer ends silent ones.
+    if session.is_past(Timestamp::now()) {
+        return Err(CloseCode::TokenExpired);
     }
     let limit = node.limits.max_frame_bytes;
     let size = message.len();
@@ -112,11 +116,45 @@ async fn on_command(
             let amendment = Amendment { by: session.user_id, message_id, edit: Some(edit) };
             amend(amendment, reference, size + kept, session, node).await;
         }
+        Command::RefreshToken(token) => {
+            let reserved = session.reserve(size).await;
+            let (session, node) = (session.clone(), node.clone());
+            // The issuer may have to be asked for a key.
+            node.clone().sessions.spawn(async move {
+                let answer = match refresh_token(&token, &session, &node).await {
+                    Ok(expires_at) => reference.map(|reference| {
+                        event::ok(&reference, json!({ "expires_at": expires_at }))
+                    }),
+                    Err(problem) => Some(event::error(reference.as_deref(), &problem)),
+                };
+                match answer {
+                    Some(answer) => {
+                        session.push(Item { reserved, ..Item::text(answer, Class::Answer) });
+                    }
+                    None => session.release(reserved),
+                }
+            });
+        }
         Command::DeleteMessage(message_id) => {
             let amendment = Amendment { by: session.user_id, message_id, edit: None };
             amend(amendment, reference, size, session, node).await;
         }
     }
+}
+
+/// Nothing changes unless the token is good and the same user's.
+async fn refresh_token(
+    token: &Token,
+    session: &Session,
+    node: &Node,
+) -> Result<Timestamp, Problem> {
+    let identity = node.auth.check_token(token.as_str()).await?;
+    if identity.user_id() != session.user_id {
+        let detail = "the token is another user's; open a socket of his own";
+        return Err(Problem::new(Code::Forbidden, detail));
+    }
+    let expires_at = identity.expires_at().expect("what a token proves ends with it");
+    Ok(session.extend(expires_at))
 }
 
 async fn amend(

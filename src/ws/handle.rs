@@ -1,7 +1,7 @@
 //! What the rest of the node holds of a socket: who it is, its queue, when it was last heard of.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::barrier::Barrier;
 use super::outbound::{Bounds, Class, Item, Outbound, Pushed};
+use crate::auth::{self, Identity};
 use crate::clock::Timestamp;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::presence::Entry;
@@ -31,7 +32,7 @@ const ANSWER_SPARE: u32 = 1_024;
 /// Who opens a socket, with what.
 #[derive(Clone, Debug)]
 pub struct Opening {
-    pub user_id: UserId,
+    pub identity: Identity,
     pub device_id: Option<DeviceId>,
     pub platform: Option<Box<str>>,
     pub app_version: Option<Box<str>>,
@@ -62,8 +63,12 @@ pub struct Session {
     heard: AtomicU64,
     /// A ping is under way.
     asked: AtomicBool,
+    /// When the token ends, in milliseconds since the Unix epoch; [`NEVER`] without one.
+    expires: AtomicI64,
     metrics: Metrics,
 }
+
+const NEVER: i64 = i64::MAX;
 
 impl Session {
     pub fn new(opening: Opening, bounds: Bounds, metrics: Metrics) -> Self {
@@ -74,7 +79,7 @@ impl Session {
         let units = (bounds.frames / ANSWERS_PART).max(1);
         Self {
             id,
-            user_id: opening.user_id,
+            user_id: opening.identity.user_id(),
             device_id,
             classic: opening.classic,
             acks: opening.acks,
@@ -89,6 +94,7 @@ impl Session {
             opened: Instant::now(),
             heard: AtomicU64::new(0),
             asked: AtomicBool::new(false),
+            expires: AtomicI64::new(opening.identity.expires_at().map_or(NEVER, Timestamp::millis)),
             metrics,
         }
     }
@@ -108,6 +114,20 @@ impl Session {
     /// True once per silence.
     pub fn ask_for_life(&self) -> bool {
         !self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the token that this session lives by has ended.
+    pub fn is_past(&self, now: Timestamp) -> bool {
+        match self.expires.load(Ordering::Relaxed) {
+            NEVER => false,
+            millis => auth::is_past(Timestamp::from_millis(millis), now),
+        }
+    }
+
+    /// The user showed another token: the session lives until the later end, which is returned.
+    pub fn extend(&self, expires_at: Timestamp) -> Timestamp {
+        let before = self.expires.fetch_max(expires_at.millis(), Ordering::Relaxed);
+        Timestamp::from_millis(before.max(expires_at.millis()))
     }
 
     /// Waits for room for the answer to a command of so many bytes, and takes it. It is given back

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Classic, Envelope, Inbox};
+use crate::bus::{Classic, Envelope, Inbox, Order};
 use crate::ids::{DeviceId, SessionId, UserId};
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Event;
@@ -76,6 +76,15 @@ impl Hub {
         }
     }
 
+    /// Ends all sessions of a user that are here, or the one of a device.
+    pub fn end_all(&self, user: UserId, device: Option<&DeviceId>, code: CloseCode) {
+        let shard = self.of(user);
+        let sessions = shard.get(&user).into_iter().flatten();
+        sessions
+            .filter(|session| device.is_none_or(|device| session.device_id == *device))
+            .for_each(|session| session.queue.end(code));
+    }
+
     /// Walks all sessions, one shard at a time.
     pub fn for_each(&self, mut visit: impl FnMut(&Arc<Session>)) {
         for shard in 0..SHARDS {
@@ -126,9 +135,12 @@ impl Inbox for Hub {
     fn deliver(&self, user: UserId, envelope: Envelope) {
         let head = &envelope.head;
         if let crate::bus::Class::Control = head.class {
-            // The one order there is: this device came back with a younger session elsewhere.
-            if let Some(session) = head.origin {
-                self.end(user, session, CloseCode::Replaced);
+            match envelope.as_order() {
+                Some(Order::Replace(session)) => self.end(user, session, CloseCode::Replaced),
+                Some(Order::Disconnect(device)) => {
+                    self.end_all(user, device.as_ref(), CloseCode::Forbidden);
+                }
+                None => {}
             }
             return;
         }

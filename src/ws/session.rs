@@ -16,9 +16,8 @@ use tokio::time::Instant;
 use super::handle::{Opening, Session};
 use super::outbound::{Class, Item};
 use super::{Node, reader, writer};
-use crate::bus::{Classic, Envelope, Head};
+use crate::bus::{Envelope, Order};
 use crate::clock::Timestamp;
-use crate::ids::ConversationId;
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::{Event, Hello};
 
@@ -114,16 +113,7 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
     }
     if let Some(replaced) = registered.replaced.filter(|replaced| replaced.session != session.id) {
         // It may live on another node: the user's channel finds it.
-        let head = Head {
-            class: crate::bus::Class::Control,
-            conversation_id: ConversationId(uuid::Uuid::nil()),
-            sender_id: session.user_id,
-            origin: Some(replaced.session),
-            lo: 0,
-            hi: 0,
-            sent_at: Timestamp::now(),
-        };
-        let envelope = Envelope { head, full: Bytes::new(), classic: Classic::None };
+        let envelope = Envelope::order(session.user_id, Order::Replace(replaced.session));
         node.bus.publish(&[(session.user_id, envelope.encode())]).await;
     }
     let hello = Event::Hello(Hello {

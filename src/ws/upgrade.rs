@@ -15,18 +15,22 @@ use tokio::net::TcpStream;
 use super::Node;
 use super::handle::Opening;
 use super::session;
+use crate::auth::Handshake;
 use crate::protocol::code::Code;
 use crate::protocol::problem::Problem;
 use crate::write_path::Yields;
 
 /// Clients that offer it get every event; those that do not are classic ones.
 const SUBPROTOCOL: &str = "tidings.v1.json";
+/// Begins an entry that is no protocol but brings a token: pages can set no other header. It is
+/// never echoed.
+const TOKEN_SUBPROTOCOL: &str = "bearer.";
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a platform's or an app version's name.
 const MAX_NAME_BYTES: usize = 32;
 
 /// Answers the handshake, and runs the session once the connection is the socket's.
-pub fn upgrade(
+pub async fn upgrade(
     node: &Arc<Node>,
     mut request: Request<Incoming>,
     peer: IpAddr,
@@ -35,7 +39,7 @@ pub fn upgrade(
         return Err(Problem::new(Code::UpgradeRequired, "/ws is for WebSockets"));
     }
     node.auth.admit_origin(request.headers())?;
-    let opening = opening(node, &request, peer)?;
+    let opening = opening(node, &request, peer).await?;
     let place = Place::take(node.clone())?;
     let full = !opening.classic;
     let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request).map_err(|error| {
@@ -91,14 +95,21 @@ impl Drop for Place {
     }
 }
 
-fn opening(node: &Node, request: &Request<Incoming>, peer: IpAddr) -> Result<Opening, Problem> {
+async fn opening(
+    node: &Node,
+    request: &Request<Incoming>,
+    peer: IpAddr,
+) -> Result<Opening, Problem> {
     let headers = request.headers();
-    let query = |name: &str| {
-        // Browsers cannot set headers on a socket: in dev mode they give them in the query.
-        let query = request.uri().query().filter(|_| node.auth.is_dev())?;
-        let mut pairs = form_urlencoded::parse(query.as_bytes());
+    let in_query = |name: &str| {
+        let mut pairs = form_urlencoded::parse(request.uri().query()?.as_bytes());
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     };
+    let ticket = in_query("ticket");
+    // Browsers cannot set headers on a socket, they give the same in the query. A gateway sets
+    // headers, and what it did not set does not count.
+    let by_query = ticket.is_some() || node.auth.is_dev() || node.auth.uses_tokens();
+    let query = |name: &str| in_query(name).filter(|_| by_query);
     let given = |header: &str, name: &'static str| -> Result<Option<String>, Problem> {
         match headers.get(header) {
             Some(value) => match value.to_str() {
@@ -115,17 +126,27 @@ fn opening(node: &Node, request: &Request<Incoming>, peer: IpAddr) -> Result<Ope
         }
         Ok(value.map(Into::into))
     };
-    let identity = node.auth.identify(headers, peer, query("user_id").as_deref())?;
     let device_id = given("x-device-id", "device_id")?.filter(|device| !device.is_empty());
     let device_id = device_id.map(|device| {
         device.parse().map_err(|detail: String| Problem::invalid("device_id", detail))
     });
+    let device_id = device_id.transpose()?;
+    let platform = name("x-platform", "platform")?;
+    let app_version = name("x-app-version", "app_version")?;
+    // Last, so that a ticket is not used up by a request that cannot be served.
+    let user_id = query("user_id");
+    let handshake = Handshake {
+        user_id: user_id.as_deref(),
+        ticket: ticket.as_deref(),
+        token: subprotocols(headers).find_map(|name| name.strip_prefix(TOKEN_SUBPROTOCOL)),
+    };
+    let identity = node.auth.identify(headers, peer, handshake).await?;
     Ok(Opening {
-        user_id: identity.user_id(),
-        device_id: device_id.transpose()?,
-        platform: name("x-platform", "platform")?,
-        app_version: name("x-app-version", "app_version")?,
-        classic: !offers_subprotocol(headers),
+        identity,
+        device_id,
+        platform,
+        app_version,
+        classic: !subprotocols(headers).any(|name| name == SUBPROTOCOL),
         acks: has_feature(request.uri().query(), "acks"),
     })
 }
@@ -136,8 +157,8 @@ fn has_feature(query: Option<&str>, feature: &str) -> bool {
     pairs.any(|(key, value)| key == "features" && value.split(',').any(|name| name == feature))
 }
 
-fn offers_subprotocol(headers: &HeaderMap) -> bool {
+fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
-    let mut names = offers.filter_map(|value| value.to_str().ok()).flat_map(|list| list.split(','));
-    names.any(|name| name.trim() == SUBPROTOCOL)
+    let names = offers.filter_map(|value| value.to_str().ok()).flat_map(|list| list.split(','));
+    names.map(str::trim)
 }

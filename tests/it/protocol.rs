@@ -122,7 +122,7 @@ async fn frames_arrive_in_any_pieces(cluster: &Cluster) {
     // Before the handshake was answered.
     let mut raw = Raw::connect(cluster.addr(0)).await;
     let mut early = format!(
-        "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
+        "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
          X-User-ID: {}\r\n\r\n",
         user()
@@ -239,7 +239,7 @@ async fn a_handshake_that_is_none_is_refused(cluster: &Cluster) {
     };
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let base = format!("GET /ws HTTP/1.1\r\nHost: x\r\nX-User-ID: {}\r\n", user());
+    let base = format!("GET /ws HTTP/1.1\r\nHost: localhost\r\nX-User-ID: {}\r\n", user());
     let version = "Sec-WebSocket-Version: 13\r\n";
     assert_eq!(refused(format!("{base}{upgrade}{version}\r\n")).await, "400", "no key");
     let old = refused(format!("{base}{upgrade}{key}Sec-WebSocket-Version: 8\r\n\r\n")).await;

@@ -7,6 +7,8 @@ mod receipt;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use simd_json::OwnedValue;
@@ -48,7 +50,26 @@ pub enum Command {
     DeleteMessage(MessageId),
     ReadReceipt(MessageId),
     Ack(Ack),
+    /// The socket is to outlive the token it was opened with.
+    RefreshToken(Token),
     Ping,
+}
+
+/// A secret: it never shows.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 impl Command {
@@ -59,6 +80,7 @@ impl Command {
             Self::DeleteMessage(_) => "delete_message",
             Self::ReadReceipt(_) => "read_receipt",
             Self::Ack(_) => "ack",
+            Self::RefreshToken(_) => "refresh_token",
             Self::Ping => "ping",
         }
     }
@@ -102,9 +124,17 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
         "delete_message" => message_id(&payload).map(Command::DeleteMessage),
         "read_receipt" => message_id(&payload).map(Command::ReadReceipt),
         "ack" => from_value::<Ack>(payload).and_then(Ack::checked).map(Command::Ack),
+        "refresh_token" => {
+            #[derive(Deserialize)]
+            struct Refresh {
+                token: Token,
+            }
+            from_value::<Refresh>(payload).map(|refresh| Command::RefreshToken(refresh.token))
+        }
         "ping" => Ok(Command::Ping),
         _ => {
-            let known = "send_message, edit_message, delete_message, read_receipt, ack, ping";
+            let known = "send_message, edit_message, delete_message, read_receipt, ack, \
+                         refresh_token, ping";
             let detail = format!("the type is none of: {known}");
             Err(Problem::new(Code::UnknownCommand, detail))
         }
