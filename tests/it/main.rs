@@ -9,6 +9,7 @@ mod delivery;
 mod edits;
 mod faults;
 mod handed;
+mod identity;
 mod lifecycle;
 mod limits;
 mod members;

@@ -30,7 +30,7 @@ const EVERY: Duration = Duration::from_secs(300);
 /// After a fetch that failed.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Between two fetches, whatever is asked for.
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(3);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_SET_BYTES: usize = 256 * 1024;
 /// Of a set; what stands behind them is not looked at.

@@ -40,7 +40,7 @@ struct Claims {
     #[serde(default)]
     sub: serde_json::Value,
     /// Seconds since the Unix epoch, perhaps with a part of one.
-    exp: f64,
+    exp: Option<f64>,
 }
 
 impl Tokens {
@@ -83,7 +83,8 @@ impl Tokens {
         let user_id =
             user_id.ok_or_else(|| refusal("the token's subject (sub) is no user's UUID"))?;
         // Saturates where the number is beyond all time.
-        let expires_at = Timestamp::from_millis((claims.exp * 1_000.0) as i64);
+        let expires_at = claims.exp.ok_or_else(|| refusal("the token has no end (exp)"))?;
+        let expires_at = Timestamp::from_millis((expires_at * 1_000.0) as i64);
         Ok(Identity { user_id, expires_at: Some(expires_at) })
     }
 

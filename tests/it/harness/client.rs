@@ -35,8 +35,8 @@ pub struct Opening {
     pub device: String,
     pub classic: bool,
     pub headers: Vec<(&'static str, String)>,
-    /// What is asked for in the query.
-    pub query: &'static str,
+    /// What is asked for in the query, with its question mark.
+    pub query: String,
     /// Reads only what is waited for, and the kernel has little room for the rest.
     pub lazy: bool,
 }
@@ -44,7 +44,8 @@ pub struct Opening {
 impl Opening {
     pub fn new(user: Uuid) -> Self {
         let device = format!("device-{}", Uuid::new_v4());
-        Self { user, device, classic: false, headers: Vec::new(), query: "", lazy: false }
+        let query = String::new();
+        Self { user, device, classic: false, headers: Vec::new(), query, lazy: false }
     }
 }
 
