@@ -87,7 +87,7 @@ async fn a_socket_that_does_not_answer_proves_nothing(cluster: &Cluster) {
 }
 
 async fn with_acks(cluster: &Cluster, at: usize, user: Uuid) -> Client {
-    let opening = Opening { query: "?features=other,acks", ..Opening::new(user) };
+    let opening = Opening { query: "?features=other,acks".into(), ..Opening::new(user) };
     Client::open(cluster.addr(at), opening).await.expect("the socket opens")
 }
 
