@@ -180,6 +180,23 @@ async fn brokers_that_cannot_be_used_are_named() {
     .await;
 }
 
+/// Without keys nobody could come in.
+#[tokio::test]
+async fn an_issuer_that_cannot_be_asked_is_named() {
+    on_ground(Kind::Embedded, &[], async |ground| {
+        let (_hung, hung) = hung();
+        for (what, url) in [
+            ("nobody there", format!("http://{NOBODY}/keys?code=hunter2")),
+            ("a host that hangs", format!("https://{hung}/keys?code=hunter2")),
+            ("an unknown host", "https://no.such.host.invalid/keys?code=hunter2".into()),
+        ] {
+            let settings = [("AUTH_MODE", "jwt"), ("JWT_JWKS_URL", url.as_str())];
+            fails(what, &ground.settings_with("0", &settings), &["JWT_JWKS_URL"]).await;
+        }
+    })
+    .await;
+}
+
 /// Nodes that do not hear each other would lose messages: the second one does not start.
 async fn second_node(ground: &Ground, alone: &[(&str, &str)], named: &[&str]) {
     let (first, _) = Process::node(&ground.settings_with("0", alone)).await;
