@@ -49,17 +49,17 @@ const RSA: &str = include_str!("../keys/rsa.pem");
 const EC: &str = include_str!("../keys/ec.pem");
 
 /// Seconds from now, which may be past.
-fn in_seconds(seconds: i64) -> i64 {
+pub fn in_seconds(seconds: i64) -> i64 {
     Timestamp::now().millis() / 1_000 + seconds
 }
 
-fn token_until(user: Uuid, expires: i64) -> String {
+pub fn token_until(user: Uuid, expires: i64) -> String {
     let claims = json!({ "sub": user, "exp": expires });
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
 }
 
-fn token(user: Uuid) -> String {
+pub fn token(user: Uuid) -> String {
     token_until(user, in_seconds(600))
 }
 
