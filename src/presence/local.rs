@@ -89,7 +89,7 @@ impl LocalPresence {
 
     async fn save(&self) {
         let Some(file) = self.0.file.clone() else { return };
-        let online: Vec<UserId> = self.0.shards.iter().flat_map(|shard| online(shard)).collect();
+        let online: Vec<UserId> = self.0.shards.iter().flat_map(online).collect();
         // While someone is online, when he was seen changes by itself.
         if !self.0.unsaved.swap(false, Ordering::Relaxed) && online.is_empty() {
             return;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::harness::client::{Answer, Client, Opening, Refused};
 use crate::harness::cluster::{Cluster, text, user};
 use crate::harness::http::Rest;
+use crate::harness::raw::{CLOSE, FIN, Raw, TEXT, frame};
 use crate::harness::{scenarios, until};
 
 scenarios! {
@@ -129,34 +130,32 @@ async fn typing_has_a_rate_of_its_own(cluster: &Cluster) {
 }
 
 async fn one_who_keeps_hammering_is_closed(cluster: &Cluster) {
-    let alice = user();
-    let group = cluster.group(0, alice, &[]).await;
-    let mut at_alice = cluster.connect(0, alice).await;
-    let typing = json!({ "conversation_id": group, "is_typing": true });
-    let mut sent = 0;
-    let closed = loop {
-        // As many as fit into what waits for the client, then their answers.
-        let mut refs = Vec::new();
-        for _ in 0..100 {
-            refs.push(at_alice.submit("typing", typing.clone()).await);
+    // Bare, for the end comes while this client still sends.
+    let mut raw = Raw::upgraded(cluster.addr(0)).await;
+    let typing = json!({ "conversation_id": user(), "is_typing": true });
+    let command = json!({ "type": "typing", "payload": typing }).to_string();
+    let burst = frame(FIN | TEXT, command.as_bytes()).repeat(50);
+    let (mut refused, mut waiting) = (0, 0);
+    loop {
+        // As many as are answered before more are sent.
+        if waiting == 0 {
+            raw.send(&burst).await;
+            waiting = 50;
         }
-        sent += refs.len();
-        let last = refs.pop().unwrap();
-        let mut closed = true;
-        while let Some(event) = at_alice.try_next().await {
-            if event["ref"] == last.as_str() {
-                closed = false;
-                break;
-            }
+        let (first, payload) = raw.read_frame().await.expect("it is told why it ends");
+        if first == FIN | CLOSE {
+            let reason: Value = serde_json::from_slice(&payload[2..]).unwrap();
+            assert_eq!(u16::from_be_bytes([payload[0], payload[1]]), 4029);
+            assert_eq!(reason["reason"], "too_fast");
+            assert!(reason["retry_ms"].is_u64(), "{reason}");
+            break;
         }
-        if closed {
-            break at_alice.closed().await;
-        }
-        assert!(sent < 3_000, "it goes on for ever");
-    };
-    assert_eq!(closed.0, 4029);
-    assert!(closed.1.contains("too_fast") && closed.1.contains("retry_ms"), "{}", closed.1);
-    assert!(sent > 1_000, "{sent}: not at the first haste");
+        let answer: Value = serde_json::from_slice(&payload).unwrap();
+        waiting -= 1;
+        refused += u32::from(answer["payload"]["code"] == "rate_limited");
+        assert!(refused < 3_000, "it goes on for ever");
+    }
+    assert_eq!(refused, 1_001, "not at the first haste, and not for ever");
 }
 
 async fn this_machine_and_its_proxy_open_as_many_sockets_as_they_like(cluster: &Cluster) {
