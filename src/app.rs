@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,9 +21,11 @@ use crate::offline::Offline;
 use crate::presence::Presence;
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Limits;
+use crate::rates::Rates;
 use crate::shutdown::Stage;
 use crate::store::{Schema, Store};
 use crate::telemetry::{self, Metrics};
+use crate::typing;
 use crate::write_path::dispatcher::Dispatcher;
 use crate::write_path::lane::Lane;
 use crate::write_path::members::MembersCache;
@@ -31,6 +33,7 @@ use crate::write_path::proofs::Proofs;
 use crate::write_path::receipts::Receipts;
 use crate::write_path::{LANE_QUEUE, WritePath, janitor, outbox, receive, reconcile};
 use crate::ws::hub::Hub;
+use crate::ws::watch::{Watch, Watcher};
 use crate::ws::{Node, PRESENCE_TURNS, heartbeat};
 
 /// Committed batches that may wait for their dispatch; beyond, the lane waits.
@@ -116,9 +119,10 @@ impl App {
         let receipts =
             Arc::new(Receipts { store: store.clone(), bus: bus.clone(), metrics: metrics.clone() });
         let (attempted, attempts) = mpsc::channel(outbox::ATTEMPTED_QUEUE);
+        let members = MembersCache::new(store.clone());
         let dispatcher = Arc::new(Dispatcher {
             store: store.clone(),
-            members: MembersCache::new(store.clone()),
+            members: members.clone(),
             bus: bus.clone(),
             presence: presence.clone(),
             offline: offline.clone(),
@@ -171,6 +175,24 @@ impl App {
         let reconciling = reconcile::run(dispatcher, config.delivery.clone(), hastened, stop());
         stages.outbox.spawn("reconcile", reconciling);
 
+        let write_path = WritePath::new(lanes, proofs, to_receive, hasten, metrics.clone());
+        let (typing, teller) =
+            typing::new(members, bus.clone(), write_path.clone(), metrics.clone());
+        stages.dispatch.spawn("typing", teller.run(stages.dispatch.stop.clone()));
+        let (watch, watch_queues) = Watch::new(hub.watched.clone(), metrics.clone());
+        let watcher = Watcher {
+            registry: hub.watched.clone(),
+            store: store.clone(),
+            bus: bus.clone(),
+            presence: presence.clone(),
+            write_path: write_path.clone(),
+            metrics: metrics.clone(),
+            topics: std::array::from_fn(|_| OnceCell::new()),
+            round: config.presence.lease,
+        };
+        // After the sessions, so that others are told of their end, and before presence.
+        stages.outbox.spawn("watch", watcher.run(watch_queues, stages.outbox.stop.clone()));
+
         stages.offline.guard();
         let node = Arc::new(Node {
             limits: Limits {
@@ -186,7 +208,10 @@ impl App {
             store,
             store_epoch,
             offline,
-            write_path: WritePath::new(lanes, proofs, to_receive, hasten, metrics.clone()),
+            write_path,
+            typing,
+            watch,
+            rates: Rates::new(config.rates.clone(), metrics.clone()),
             metrics,
             sessions: TaskTracker::new(),
             stopping: CancellationToken::new(),

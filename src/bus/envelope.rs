@@ -64,9 +64,12 @@ pub enum Order {
     Replace(SessionId),
     /// The user, or one device of his, is to be cut off.
     Disconnect(Option<DeviceId>),
+    /// The user came or went, perhaps: ask presence. The one order that goes to a presence topic.
+    Look,
 }
 
 const DISCONNECT: u8 = 1;
+const LOOK: u8 = 2;
 
 /// What classic clients get of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +113,7 @@ impl Envelope {
                 let device = device.as_ref().map_or("", DeviceId::as_str);
                 (None, [&[DISCONNECT], device.as_bytes()].concat().into())
             }
+            Order::Look => (None, Bytes::from_static(&[LOOK])),
         };
         let head = Head {
             class: Class::Control,
@@ -131,9 +135,10 @@ impl Envelope {
         if let Some(session) = self.head.origin {
             return Some(Order::Replace(session));
         }
-        let (DISCONNECT, device) = self.full.split_first().map(|(kind, rest)| (*kind, rest))?
-        else {
-            return None;
+        let device = match self.full.split_first()? {
+            (&DISCONNECT, device) => device,
+            (&LOOK, _) => return Some(Order::Look),
+            _ => return None,
         };
         if device.is_empty() {
             return Some(Order::Disconnect(None));
@@ -313,6 +318,7 @@ mod tests {
             Order::Replace(SessionId(Uuid::from_u128(3))),
             Order::Disconnect(None),
             Order::Disconnect(Some("phone".parse().unwrap())),
+            Order::Look,
         ] {
             let sent = Envelope::order(user, order.clone());
             let came = Envelope::decode(sent.encode()).unwrap();

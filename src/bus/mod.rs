@@ -24,6 +24,17 @@ pub use self::redis::RedisBus;
 use crate::config::BusConfig;
 use crate::ids::UserId;
 
+/// Channels on which nodes tell each other that somebody came or went.
+pub const PRESENCE_TOPICS: usize = 64;
+
+/// The number and the channel of the topic that a user's comings and goings belong to. A channel is
+/// for many users, so that a node which watches any number of them subscribes to few; it stands
+/// under an id that no user has, and what comes by it is never given to a session.
+pub fn presence_topic(user: UserId) -> (usize, UserId) {
+    let at = (user.hash() >> 16) as usize % PRESENCE_TOPICS;
+    (at, UserId(uuid::Uuid::from_u128(at as u128 + 1)))
+}
+
 /// Where envelopes arrive: implemented by the hub. Called in the subscriber's task, so it must
 /// not wait.
 pub trait Inbox: Send + Sync + 'static {

@@ -65,7 +65,12 @@ pub const SETTINGS: &[Setting] = &[
     open("HEARTBEAT_INTERVAL"),
     open("HEARTBEAT_TIMEOUT"),
     open("MAX_CONNECTIONS"),
+    open("MAX_CONNECTIONS_PER_IP"),
     open("MAX_DEVICES_PER_USER"),
+    open("RATE_SENDS_PER_USER"),
+    open("RATE_TYPING_PER_USER"),
+    open("RATE_SYNCS_PER_USER"),
+    open("RATE_HANDSHAKES_PER_IP"),
     open("MAX_FRAME_BYTES"),
     open("MAX_CONTENT_BYTES"),
     open("MAX_METADATA_BYTES"),
@@ -96,6 +101,7 @@ pub struct Config {
     pub auth: AuthConfig,
     pub ws: WsConfig,
     pub limits: LimitsConfig,
+    pub rates: RatesConfig,
     pub delivery: DeliveryConfig,
     pub drain: DrainConfig,
     pub log: LogConfig,
@@ -192,6 +198,8 @@ impl fmt::Debug for RedisConfig {
 pub struct PresenceConfig {
     /// None: presence is in this process.
     pub redis: Option<RedisConfig>,
+    /// Where in-process presence keeps when users were last seen; None: nowhere.
+    pub last_seen: Option<PathBuf>,
     /// How long a node that is silent counts as alive.
     pub lease: Duration,
     pub max_devices: usize,
@@ -249,6 +257,20 @@ pub struct LimitsConfig {
     pub content_bytes: usize,
     pub metadata_bytes: usize,
     pub group_size: usize,
+}
+
+/// How fast one user or one address may be on this node; 0 is without a limit.
+#[derive(Clone, Debug)]
+pub struct RatesConfig {
+    /// These in a second, and five times as many after silence.
+    pub sends_per_user: u32,
+    pub typing_per_user: u32,
+    pub syncs_per_user: u32,
+    pub handshakes_per_ip: u32,
+    /// Sockets at a time.
+    pub connections_per_ip: u32,
+    /// Whose `X-Forwarded-For` tells the client's address.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 #[derive(Clone, Debug)]

@@ -15,8 +15,8 @@ use super::jwt::read_jwt;
 use super::values::{ConfigFaults, Reader};
 use super::{
     AuthConfig, AuthMode, BusConfig, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig,
-    LogConfig, LogFormat, OfflineConfig, PostgresConfig, PresenceConfig, RedisConfig, SETTINGS,
-    SqliteConfig, StoreConfig, WsConfig,
+    LogConfig, LogFormat, OfflineConfig, PostgresConfig, PresenceConfig, RatesConfig, RedisConfig,
+    SETTINGS, SqliteConfig, StoreConfig, WsConfig,
 };
 
 /// Nobody but this machine, until someone says otherwise.
@@ -42,6 +42,15 @@ const SPARE_FDS: u64 = 512;
 /// Sockets if the system sets no limit to file descriptors; memory is the limit then.
 const UNLIMITED_CONNECTIONS: u64 = 1_000_000;
 const MAX_DEVICES: usize = 10;
+/// An office behind one address, and still no way to take all sockets of a node.
+const CONNECTIONS_PER_IP: u32 = 1_000;
+/// More than people and most bots write; a loop that went wild is slowed down.
+const SENDS_PER_USER: u32 = 100;
+const TYPING_PER_USER: u32 = 10;
+/// A device that comes back syncs once, page by page.
+const SYNCS_PER_USER: u32 = 5;
+const HANDSHAKES_PER_IP: u32 = 100;
+const MAX_RATE: u32 = 1_000_000;
 /// A content, a metadata and a hundred mentions at their limits, escaped.
 const FRAME_BYTES: usize = 64 << 10;
 const CONTENT_BYTES: usize = 16 << 10;
@@ -104,12 +113,14 @@ impl Config {
                 admin_addr: read.parse("ADMIN_ADDR", parse_addr),
             },
             presence: PresenceConfig {
+                last_seen: redis.is_none().then(|| data_dir.join("last_seen")),
                 redis: redis.clone(),
                 lease: read.duration("NODE_LEASE", NODE_LEASE, MIN_NODE_LEASE..=HOUR),
                 max_devices: read.number("MAX_DEVICES_PER_USER", MAX_DEVICES, 1..=1_000),
             },
             bus: redis.map_or(BusConfig::Local, BusConfig::Redis),
             ws: read_ws(read, &limits),
+            rates: read_rates(read),
             delivery: DeliveryConfig {
                 offline_after: read.duration("OFFLINE_AFTER", OFFLINE_AFTER, SHORTEST..=24 * HOUR),
                 settle_grace: read.duration("SETTLE_GRACE", SETTLE_GRACE, SHORTEST..=HOUR),
@@ -317,6 +328,18 @@ fn read_ws(read: &mut Reader, limits: &LimitsConfig) -> WsConfig {
         ),
         heartbeat_timeout: read.duration("HEARTBEAT_TIMEOUT", HEARTBEAT_TIMEOUT, SHORTEST..=HOUR),
         max_connections: read.number("MAX_CONNECTIONS", max_connections(), 1..=100_000_000),
+    }
+}
+
+fn read_rates(read: &mut Reader) -> RatesConfig {
+    let mut rate = |name, default| read.number(name, default, 0..=MAX_RATE);
+    RatesConfig {
+        sends_per_user: rate("RATE_SENDS_PER_USER", SENDS_PER_USER),
+        typing_per_user: rate("RATE_TYPING_PER_USER", TYPING_PER_USER),
+        syncs_per_user: rate("RATE_SYNCS_PER_USER", SYNCS_PER_USER),
+        handshakes_per_ip: rate("RATE_HANDSHAKES_PER_IP", HANDSHAKES_PER_IP),
+        connections_per_ip: rate("MAX_CONNECTIONS_PER_IP", CONNECTIONS_PER_IP),
+        trusted_proxies: read.list("TRUSTED_PROXIES", str::parse),
     }
 }
 

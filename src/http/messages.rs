@@ -1,18 +1,20 @@
-//! Sending a message, changing and reading one, and a conversation's history.
+//! Sending a message, changing and reading one.
 
 use hyper::StatusCode;
 use serde_json::json;
 
 use super::Call;
 use super::answer::{self, Answer, outcome};
-use crate::protocol::code::Code;
-use crate::protocol::command::{self, EditMessage, SendMessage};
+use crate::protocol::command::{EditMessage, SendMessage};
 use crate::protocol::problem::Problem;
-use crate::store::types::{Amendment, History, HistoryPage};
+use crate::store::types::Amendment;
 use crate::write_path::{Sent, store_problem};
 
 /// 201 with the message; 200 with the first one for a repeat.
 pub async fn send(mut call: Call<'_>) -> Answer {
+    call.node.rates.send(call.user).inspect_err(|problem| {
+        call.node.metrics.sends.refused.of(problem.code).increment(1);
+    })?;
     let mut send: SendMessage = call.decode()?;
     if send.client_message_id.is_none() {
         let key = call.headers.get("idempotency-key");
@@ -47,6 +49,7 @@ pub async fn delete(call: Call<'_>) -> Answer {
 }
 
 async fn amend(call: &Call<'_>, amendment: Amendment) -> Answer {
+    call.node.rates.send(call.user)?;
     let message = outcome(|reply| call.node.write_path.amend(amendment, None, reply)).await?;
     answer::ok(&*message)
 }
@@ -63,23 +66,4 @@ pub async fn edits(call: Call<'_>) -> Answer {
     let edits = edits.map_err(|error| store_problem(&error))?;
     let edits = edits.ok_or_else(Problem::message_not_found)?;
     answer::ok(&json!({ "edits": edits }))
-}
-
-/// Newest first, before `before_id`.
-pub async fn history(call: Call<'_>) -> Answer {
-    let page = HistoryPage {
-        before: call.parsed("before_id", command::MESSAGE_ID_FORM)?,
-        limit: call.limit()?,
-    };
-    let history = call.node.store.history(call.user, call.conversation_id()?, page).await;
-    match history.map_err(|error| store_problem(&error))? {
-        History::Page { messages, has_more } => {
-            answer::ok(&json!({ "messages": messages, "has_more": has_more }))
-        }
-        History::NotFound => Err(Problem::conversation_not_found()),
-        History::MessageNotFound => Err(Problem {
-            field: Some("before_id".into()),
-            ..Problem::new(Code::NotFound, "there is no such message in this conversation")
-        }),
-    }
 }

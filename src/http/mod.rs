@@ -5,12 +5,14 @@ pub mod admin;
 pub mod answer;
 pub mod conversations;
 pub mod cors;
+pub mod history;
 pub mod messages;
 pub mod participants;
 pub mod presence;
 pub mod receipts;
 pub mod state;
 pub mod tickets;
+pub mod typing;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -40,7 +42,9 @@ use answer::Answer;
 
 /// A request's head must have arrived by then.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// And its body, and our answer.
+/// Its body, from then on.
+const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+/// And all of it, with our answer.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Of a request's head; hyper answers 431 beyond.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -253,6 +257,7 @@ pub enum Route {
     Participants,
     Participant,
     History,
+    Typing,
     Presence,
     Tickets,
     Disconnect,
@@ -263,7 +268,7 @@ pub enum Route {
 type Path = [String; 2];
 
 impl Route {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Page,
         Self::Health,
         Self::Ready,
@@ -280,6 +285,7 @@ impl Route {
         Self::Participants,
         Self::Participant,
         Self::History,
+        Self::Typing,
         Self::Presence,
         Self::Tickets,
         Self::Disconnect,
@@ -312,6 +318,7 @@ impl Route {
                 ["conversations", id, "participants"] => (Self::Participants, ids(id, "")),
                 ["conversations", id, "participants", user] => (Self::Participant, ids(id, user)),
                 ["conversations", id, "messages"] => (Self::History, ids(id, "")),
+                ["conversations", id, "typing"] => (Self::Typing, ids(id, "")),
                 ["presence"] => (Self::Presence, none()),
                 ["ws-tickets"] => (Self::Tickets, none()),
                 _ => (Self::Unknown, none()),
@@ -339,6 +346,7 @@ impl Route {
             Self::Participants => "/api/v1/conversations/{id}/participants",
             Self::Participant => "/api/v1/conversations/{id}/participants/{user_id}",
             Self::History => "/api/v1/conversations/{id}/messages",
+            Self::Typing => "/api/v1/conversations/{id}/typing",
             Self::Presence => "/api/v1/presence",
             Self::Tickets => "/api/v1/ws-tickets",
             Self::Disconnect => "/admin/v1/disconnect",
@@ -357,9 +365,12 @@ impl Route {
             | Self::Receipts
             | Self::History
             | Self::Presence => &["GET"],
-            Self::Messages | Self::Read | Self::Delivered | Self::Tickets | Self::Disconnect => {
-                &["POST"]
-            }
+            Self::Messages
+            | Self::Read
+            | Self::Delivered
+            | Self::Typing
+            | Self::Tickets
+            | Self::Disconnect => &["POST"],
             Self::Message => &["GET", "PUT", "DELETE"],
             Self::Conversations | Self::Participants => &["GET", "POST"],
             Self::Conversation => &["GET", "PATCH"],
@@ -410,7 +421,11 @@ async fn handle(
         Route::Disconnect => return admin::disconnect(node, request.into_body()).await,
         _ => {}
     }
-    let identity = node.auth.identify(request.headers(), peer, Handshake::default()).await?;
+    let identity = node.auth.identify(request.headers(), peer, Handshake::default()).await;
+    let identity = identity.map_err(|problem| {
+        let source = node.rates.source(peer, request.headers());
+        node.rates.identity_refused(source, problem)
+    })?;
     let (head, body) = request.into_parts();
     let call = Call {
         node,
@@ -438,7 +453,8 @@ async fn handle(
         (Route::Participants, _) => participants::list(call).await,
         (Route::Participant, Method::DELETE) => participants::remove(call).await,
         (Route::Participant, _) => participants::patch(call).await,
-        (Route::History, _) => messages::history(call).await,
+        (Route::History, _) => history::get(call).await,
+        (Route::Typing, _) => typing::tell(call).await,
         (Route::Presence, _) => presence::query(call).await,
         (Route::Tickets, _) => tickets::issue(call).await,
         _ => unreachable!("handled above, or refused by its methods"),
@@ -446,7 +462,12 @@ async fn handle(
 }
 
 async fn read(body: Incoming, limit: usize) -> Result<Vec<u8>, Problem> {
-    match Limited::new(body, limit).collect().await {
+    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
+    let read = read.map_err(|_| {
+        let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
+        Problem::new(Code::RequestTimeout, detail)
+    })?;
+    match read {
         Ok(body) => Ok(body.to_bytes().into()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
             Code::TooLarge,

@@ -35,9 +35,10 @@ pub async fn add(mut call: Call<'_>) -> Answer {
 
 pub async fn patch(mut call: Call<'_>) -> Answer {
     let (id, user_id) = (call.conversation_id()?, call.member_id()?);
-    let PatchParticipant { role, can_send_messages } =
+    let PatchParticipant { role, can_send_messages, muted_until } =
         call.decode::<PatchParticipant>()?.checked()?;
-    let change = Change::SetMember { by: call.user, user_id, role, can_send_messages };
+    let by = call.user;
+    let change = Change::SetMember { by, user_id, role, can_send_messages, muted_until };
     call.node.write_path.change(id, change).await?;
     answer::ok(&shown(&call, id).await?)
 }

@@ -5,7 +5,6 @@ use serde_json::json;
 use super::Call;
 use super::answer::{self, Answer};
 use crate::ids::UserId;
-use crate::presence::Status;
 use crate::protocol::command::MAX_USER_IDS;
 use crate::protocol::problem::Problem;
 use crate::write_path::store_problem;
@@ -24,22 +23,7 @@ pub async fn query(call: Call<'_>) -> Answer {
     let known = call.node.store.acquainted(call.user, &users).await;
     let known = known.map_err(|error| store_problem(&error))?;
     let status = call.node.presence.status(&known).await;
-    let presence = known.iter().zip(status).map(|(user, status)| match status {
-        Status::Online(entries) => {
-            let devices = entries
-                .iter()
-                .map(|entry| json!({ "device_id": entry.device, "platform": entry.platform }));
-            let devices: Vec<_> = devices.collect();
-            json!({ "user_id": user, "online": true, "devices": devices, "last_seen": null })
-        }
-        Status::Offline { last_seen } => {
-            json!({ "user_id": user, "online": false, "devices": [], "last_seen": last_seen })
-        }
-        // Not known is shown as not online: nobody waits for an answer that may not come.
-        Status::Unknown => {
-            json!({ "user_id": user, "online": false, "devices": [], "last_seen": null })
-        }
-    });
+    let presence = known.into_iter().zip(status).map(|(user, status)| status.shown(user));
     let presence: Vec<_> = presence.collect();
     answer::ok(&json!({ "presence": presence }))
 }

@@ -11,6 +11,7 @@ use crate::write_path::store_problem;
 
 /// All up to this message was delivered or read. 204, also when that was known.
 pub async fn note(call: Call<'_>, kind: ReceiptKind) -> Answer {
+    call.node.rates.receipt(call.user)?;
     let receipt = Receipt { user_id: call.user, message_id: call.message_id()?, kind };
     outcome(|reply| call.node.write_path.receive(receipt, None, reply)).await?;
     answer::no_content()

@@ -1,18 +1,27 @@
 //! Presence of a single node: what is not here is nowhere.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use moka::sync::Cache;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::{Entry, KEPT, Registered, Result, Status};
+use super::{Entry, KEPT, Registered, Result, Status, last_seen};
 use crate::clock::Timestamp;
+use crate::config::PresenceConfig;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 
 const SHARDS: usize = 64;
 /// Users whose last-seen time is remembered; a few ten bytes each.
 const LAST_SEEN_USERS: u64 = 100_000;
+/// Between two writes of the file, if something has changed.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 pub struct LocalPresence(Arc<Inner>);
@@ -24,17 +33,81 @@ struct Inner {
     /// By hash of the user. No list is empty.
     shards: [Mutex<HashMap<UserId, Vec<Entry>>>; SHARDS],
     last_seen: Cache<UserId, Timestamp>,
+    file: Option<PathBuf>,
+    /// Something is not in the file yet.
+    unsaved: AtomicBool,
 }
 
 impl LocalPresence {
-    pub(super) fn new(max_devices: usize) -> Self {
+    /// A file that cannot be read costs what it held, and nothing else.
+    pub(super) async fn open(
+        config: &PresenceConfig,
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Self {
         let last_seen = Cache::builder().max_capacity(LAST_SEEN_USERS).time_to_live(KEPT).build();
-        Self(Arc::new(Inner {
+        let this = Self(Arc::new(Inner {
             node: watch::Sender::new(NodeId::random()),
-            max_devices: max_devices.max(1),
+            max_devices: config.max_devices.max(1),
             shards: std::array::from_fn(|_| Mutex::default()),
             last_seen,
-        }))
+            file: config.last_seen.clone(),
+            unsaved: AtomicBool::new(false),
+        }));
+        if this.0.file.is_some() {
+            this.load().await;
+            tasks.spawn({
+                let this = this.clone();
+                async move { this.keep_saving(stop).await }
+            });
+        }
+        this
+    }
+
+    async fn load(&self) {
+        let Some(file) = self.0.file.clone() else { return };
+        match spawn_blocking(move || last_seen::read(&file)).await {
+            Ok(Ok(seen)) => {
+                let now = Timestamp::now();
+                for (user, at) in seen.into_iter().filter(|(_, at)| now.since(*at) < KEPT) {
+                    self.0.last_seen.insert(user, at);
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "when users were last seen cannot be read"),
+            Err(error) => tracing::warn!(%error, "when users were last seen was not read"),
+        }
+    }
+
+    async fn keep_saving(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(SAVE_EVERY) => self.save().await,
+            }
+        }
+    }
+
+    async fn save(&self) {
+        let Some(file) = self.0.file.clone() else { return };
+        let online: Vec<UserId> = self.0.shards.iter().flat_map(online).collect();
+        // While someone is online, when he was seen changes by itself.
+        if !self.0.unsaved.swap(false, Ordering::Relaxed) && online.is_empty() {
+            return;
+        }
+        let now = Timestamp::now();
+        let mut seen: HashMap<UserId, Timestamp> =
+            self.0.last_seen.iter().map(|(user, at)| (*user, at)).collect();
+        seen.extend(online.into_iter().map(|user| (user, now)));
+        let seen: Vec<_> = seen.into_iter().collect();
+        let written = spawn_blocking(move || last_seen::write(&file, &seen)).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(error.into())) {
+            self.0.unsaved.store(true, Ordering::Relaxed);
+            tracing::warn!(%error, "when users were last seen was not saved");
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.save().await;
     }
 
     pub(super) fn node_id(&self) -> NodeId {
@@ -100,6 +173,7 @@ impl LocalPresence {
                 shard.remove(&user);
             }
             self.0.last_seen.insert(user, Timestamp::now());
+            self.0.unsaved.store(true, Ordering::Relaxed);
         }
     }
 
@@ -115,4 +189,8 @@ impl LocalPresence {
         let shard = &self.0.shards[user.hash() as usize % SHARDS];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn online(shard: &Mutex<HashMap<UserId, Vec<Entry>>>) -> Vec<UserId> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
 }

@@ -5,6 +5,7 @@
 //! what is not known is [`Status::Unknown`]. Called by `ws` (a session's begin and end) and by
 //! `write_path` and `http` (questions).
 
+mod last_seen;
 mod local;
 mod redis;
 
@@ -20,6 +21,7 @@ pub use self::redis::RedisPresence;
 use crate::clock::Timestamp;
 use crate::config::{PresenceConfig, RedisConfig};
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
+use crate::protocol::model::{Device, UserPresence};
 
 /// One device's session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,25 @@ pub enum Status {
     Offline { last_seen: Option<Timestamp> },
     /// Redis did not answer, or what is not in it may only be not in it yet.
     Unknown,
+}
+
+impl Status {
+    /// What others are shown. Not known is shown as not online: nobody waits for an answer that may
+    /// not come.
+    pub fn shown(self, user_id: UserId) -> UserPresence {
+        let offline =
+            |last_seen| UserPresence { user_id, online: false, devices: Vec::new(), last_seen };
+        match self {
+            Self::Online(entries) => {
+                let devices = entries
+                    .into_iter()
+                    .map(|entry| Device { device_id: entry.device, platform: entry.platform });
+                UserPresence { online: true, devices: devices.collect(), ..offline(None) }
+            }
+            Self::Offline { last_seen } => offline(last_seen),
+            Self::Unknown => offline(None),
+        }
+    }
 }
 
 /// What a registration found.
@@ -109,7 +130,7 @@ impl Presence {
         tasks: &TaskTracker,
     ) -> Result<Self> {
         match &config.redis {
-            None => Ok(Self::Local(LocalPresence::new(config.max_devices))),
+            None => Ok(Self::Local(LocalPresence::open(config, stop, tasks).await)),
             Some(redis) => {
                 Ok(Self::Redis(RedisPresence::connect(config, redis, stop, tasks).await?))
             }
@@ -180,7 +201,7 @@ impl Presence {
     /// Gives the lease back, after which all that is registered here is void at once.
     pub async fn close(&self) {
         match self {
-            Self::Local(_) => {}
+            Self::Local(inner) => inner.close().await,
             Self::Redis(inner) => inner.close().await,
         }
     }

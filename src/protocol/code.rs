@@ -23,6 +23,8 @@ pub enum Code {
     /// The conversation's kind or state does not allow it.
     Conflict,
     TooLarge,
+    /// Its body did not arrive in time.
+    RequestTimeout,
     UpgradeRequired,
     RateLimited,
     /// Queues are full; nothing was done.
@@ -33,7 +35,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 16] = [
+    pub const ALL: [Code; 17] = [
         Self::Malformed,
         Self::UnknownCommand,
         Self::Invalid,
@@ -45,6 +47,7 @@ impl Code {
         Self::IdempotencyMismatch,
         Self::Conflict,
         Self::TooLarge,
+        Self::RequestTimeout,
         Self::UpgradeRequired,
         Self::RateLimited,
         Self::Busy,
@@ -68,6 +71,7 @@ impl Code {
             }
             Self::Conflict => ("conflict", 409, "The conversation does not allow it"),
             Self::TooLarge => ("too_large", 413, "Too large"),
+            Self::RequestTimeout => ("request_timeout", 408, "The request came too slowly"),
             Self::UpgradeRequired => ("upgrade_required", 426, "Open a WebSocket here"),
             Self::RateLimited => ("rate_limited", 429, "Too fast"),
             Self::Busy => ("busy", 503, "Overloaded, nothing was done"),

@@ -26,6 +26,19 @@ pub enum Event<'a> {
     MessageDelivered(ReceiptEvent),
     /// `user_id` read `from_seq..=up_to_seq`.
     MessageRead(ReceiptEvent),
+    /// Someone begins to write, or stops; stored nowhere.
+    Typing {
+        conversation_id: ConversationId,
+        user_id: UserId,
+        is_typing: bool,
+        timestamp: Timestamp,
+    },
+    /// A user one watches came online with his first device, or went with his last.
+    Presence {
+        user_id: UserId,
+        online: bool,
+        last_seen: Option<Timestamp>,
+    },
     Pong {
         timestamp: Timestamp,
     },

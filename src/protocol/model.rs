@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::ids::{ConversationId, MessageId, Seq, UserId};
+use crate::ids::{ConversationId, DeviceId, MessageId, Seq, UserId};
 
 /// An enum of words on the wire and of small numbers in the store; neither ever changes its meaning.
 macro_rules! words {
@@ -177,4 +177,20 @@ pub struct MessageReceipt {
     pub delivered_at: Option<Timestamp>,
     pub read: bool,
     pub read_at: Option<Timestamp>,
+}
+
+/// Whether a user is connected, as those are shown it with whom he shares a conversation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UserPresence {
+    pub user_id: UserId,
+    pub online: bool,
+    pub devices: Vec<Device>,
+    /// Of one who is not online, if it is known.
+    pub last_seen: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Device {
+    pub device_id: DeviceId,
+    pub platform: Option<Box<str>>,
 }

@@ -276,6 +276,15 @@ impl Store {
         measured!(self.metrics, Members, forward!(&self.database, Database, members(id)))
     }
 
+    /// The version of the members; None if there is no such conversation.
+    pub async fn members_version(&self, id: ConversationId) -> Result<Option<i64>> {
+        measured!(
+            self.metrics,
+            MembersVersion,
+            forward!(&self.database, Database, members_version(id))
+        )
+    }
+
     /// The conversation as events show it: without anyone's own state; members if not too many.
     pub async fn conversation_for_event(&self, id: ConversationId) -> Result<Option<Conversation>> {
         measured!(

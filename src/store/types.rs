@@ -72,10 +72,30 @@ pub enum Change {
     /// By an owner or admin (an admin removes members only), or oneself (leaving). The last
     /// owner's leaving makes the oldest admin, else the oldest member, owner.
     RemoveMember { by: UserId, user_id: UserId },
-    /// By an owner or admin; roles are given and owners touched by owners only.
-    SetMember { by: UserId, user_id: UserId, role: Option<Role>, can_send_messages: Option<bool> },
+    /// Role and right by an owner or admin; roles are given and owners touched by owners only. How
+    /// long he wants no pushes is each member's own affair, in direct conversations, too.
+    SetMember {
+        by: UserId,
+        user_id: UserId,
+        role: Option<Role>,
+        can_send_messages: Option<bool>,
+        muted_until: Option<Option<Timestamp>>,
+    },
     /// By an owner or admin of a group.
     SetTitle { by: UserId, title: Option<String> },
+}
+
+impl Change {
+    /// It names nothing but how long its maker wants no pushes.
+    pub(super) fn is_own_affair(&self) -> bool {
+        match self {
+            Self::SetMember { by, user_id, role, can_send_messages, muted_until } => {
+                let only = role.is_none() && can_send_messages.is_none();
+                by == user_id && only && muted_until.is_some()
+            }
+            _ => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -181,6 +201,7 @@ pub struct MemberState {
     /// Nothing before it is ever shown to this member.
     pub history_from_seq: Seq,
     pub left_seq: Option<Seq>,
+    pub can_send_messages: bool,
     pub muted_until: Option<Timestamp>,
 }
 
@@ -315,19 +336,43 @@ pub struct Laggard {
 /// Which page of a conversation's history.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryPage {
-    /// Messages older than this one; None for the newest.
-    pub before: Option<MessageId>,
+    pub anchor: Anchor,
+    /// Only the replies to this message; None for all.
+    pub thread: Option<MessageId>,
     pub limit: u32,
+}
+
+/// Where a page of history lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Anchor {
+    /// At the end.
+    Newest,
+    /// The messages older than this one.
+    Before(MessageId),
+    /// Those newer than it.
+    After(MessageId),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum History {
-    /// Newest first.
+    /// Newest first. `has_more`: in the direction that was asked for.
     Page { messages: Vec<Message>, has_more: bool },
     /// No such conversation, or not a member.
     NotFound,
-    /// `before` is no message of this conversation that the user can see.
+    /// What the page is to lie before or after is no message of this conversation that the user can
+    /// see.
     MessageNotFound,
+    /// The same of the message whose thread was asked for.
+    ThreadNotFound,
+}
+
+impl Anchor {
+    pub fn message_id(self) -> Option<MessageId> {
+        match self {
+            Self::Newest => None,
+            Self::Before(id) | Self::After(id) => Some(id),
+        }
+    }
 }
 
 /// Where a list of conversations goes on: after this one, in order of activity.

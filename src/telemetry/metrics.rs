@@ -92,6 +92,7 @@ labels! {
         Edits "edits",
         Acquainted "acquainted",
         Members "members",
+        MembersVersion "members_version",
         ConversationForEvent "conversation_for_event",
         Messages "messages",
         SettleOutbox "settle_outbox",
@@ -115,6 +116,18 @@ labels! {
         Corrupt "corrupt",
         Login "login",
         Refused "refused",
+    }
+    /// What a client may do so often and no more.
+    Limited "limit" {
+        Sends "sends",
+        Receipts "receipts",
+        Typing "typing",
+        Syncs "syncs",
+        Watches "watches",
+        Tokens "tokens",
+        Handshakes "handshakes",
+        Connections "connections",
+        Identities "identities",
     }
     PoolState "state" { InUse "in_use", Idle "idle" }
     /// The labels of the offline sink's errors.
@@ -262,6 +275,17 @@ groups! {
         queue_dropped: Counter = "tidings_socket_queue_dropped_total" Count "Ephemeral events (typing, presence) dropped from full queues.";
         slow_consumers: Counter = "tidings_slow_consumers_total" Count "Queues that stayed full: the socket was closed or told to resync.";
         gaps: Counter = "tidings_bus_gaps_total" Count "Times events may have been lost on the bus, so that all sockets were told to read again.";
+    }
+    /// `rates`: what was refused because a client was too fast.
+    rates: RateMetrics {
+        limited: By<Limited, Counter> = "tidings_rate_limited_total" Count "Requests, commands and sockets refused because a user or an address was too fast.";
+    }
+    /// What is told and stored nowhere.
+    signals: Signals {
+        typing: Counter = "tidings_typing_published_total" Count "Typing events published, one for each member.";
+        presence: Counter = "tidings_presence_told_total" Count "Presence events queued, one for each session that watches.";
+        hints_dropped: Counter = "tidings_presence_hints_dropped_total" Count "Users who came or went and of whom other nodes were not told at once.";
+        watched: Gauge = "tidings_presence_watched_users" Count "Users watched by sessions of this node.";
     }
     /// `write_path`: from a send to its commit.
     sends: Sends {

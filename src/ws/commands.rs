@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 
-use super::Node;
 use super::handle::Session;
 use super::outbound::{Class, Item};
+use super::{Node, signals};
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command, Token};
@@ -22,6 +22,9 @@ use crate::write_path::Sent;
 
 /// Commands that cannot be understood, in a minute, before the session ends.
 const MAX_FAULTS: u32 = 20;
+/// Commands above the user's rate, in a minute, before the session ends. One who waits as he is told
+/// has few; one who sends a burst at once has time to read that it was too much.
+const MAX_HASTE: u32 = 1_000;
 
 /// Acts on one whole message. Waits only for room among the session's commands in flight, so that
 /// a client that sends faster than it is answered is slowed down by its own socket.
@@ -52,7 +55,19 @@ pub async fn on_message(
     let frame = command::decode(&mut message, &node.limits);
     let reference = frame.reference;
     match frame.command {
-        Ok(command) => on_command(command, reference, size, session, node).await,
+        Ok(command) => match too_fast(&command, session, node) {
+            Ok(()) => on_command(command, reference, size, session, node).await,
+            Err(problem) => {
+                if frame.is_send {
+                    node.metrics.sends.refused.of(problem.code).increment(1);
+                }
+                // Not read on until there is room for the answer: who hammers slows himself down.
+                let reserved = session.reserve(size).await;
+                let answer = event::error(reference.as_deref(), &problem);
+                session.push(Item { reserved, ..Item::text(answer, Class::Answer) });
+                faults.add_haste()?;
+            }
+        },
         Err(problem) => {
             if frame.is_send {
                 node.metrics.sends.refused.of(problem.code).increment(1);
@@ -64,6 +79,22 @@ pub async fn on_message(
         }
     }
     Ok(())
+}
+
+/// Whether the user has to wait before he does this.
+fn too_fast(command: &Command, session: &Session, node: &Node) -> Result<(), Problem> {
+    let (rates, user) = (&node.rates, session.user_id);
+    match command {
+        Command::SendMessage(_) | Command::EditMessage(..) | Command::DeleteMessage(_) => {
+            rates.send(user)
+        }
+        Command::ReadReceipt(_) => rates.receipt(user),
+        Command::Typing(_) => rates.typing(user),
+        Command::WatchPresence(_) => rates.watch(user),
+        Command::RefreshToken(_) => rates.token(user),
+        // Gathered in memory, whatever their number.
+        Command::Ack(_) | Command::Ping => Ok(()),
+    }
 }
 
 async fn on_command(
@@ -139,6 +170,10 @@ async fn on_command(
             let amendment = Amendment { by: session.user_id, message_id, edit: None };
             amend(amendment, reference, size, session, node).await;
         }
+        Command::Typing(typing) => signals::typing(typing, reference, size, session, node).await,
+        Command::WatchPresence(watch) => {
+            signals::watch(watch, reference, size, session, node).await;
+        }
     }
 }
 
@@ -174,7 +209,7 @@ async fn amend(
 }
 
 /// Answers a command that has waited for the store, in the room reserved for it.
-fn finish(
+pub(super) fn finish(
     session: &Session,
     reserved: u32,
     reference: Option<&str>,
@@ -188,21 +223,39 @@ fn finish(
     session.push(Item { reserved, ..Item::text(answer, Class::Answer) });
 }
 
-/// Commands that could not be understood, counted by the minute.
+/// What a client does wrong, counted by the minute.
 #[derive(Default)]
 pub struct Faults {
+    misunderstood: Count,
+    hasty: Count,
+}
+
+impl Faults {
+    /// One more command that could not be understood; an error if that was one too many.
+    pub fn add(&mut self) -> Result<(), CloseCode> {
+        if self.misunderstood.add() > MAX_FAULTS { Err(CloseCode::BadProtocol) } else { Ok(()) }
+    }
+
+    /// One more command above the user's rate; an error if that was one too many.
+    pub fn add_haste(&mut self) -> Result<(), CloseCode> {
+        if self.hasty.add() > MAX_HASTE { Err(CloseCode::TooFast) } else { Ok(()) }
+    }
+}
+
+#[derive(Default)]
+struct Count {
     since: Option<Instant>,
     count: u32,
 }
 
-impl Faults {
-    /// One more; an error if that was one too many.
-    pub fn add(&mut self) -> Result<(), CloseCode> {
+impl Count {
+    /// How many there are in this minute, with one more.
+    fn add(&mut self) -> u32 {
         let now = Instant::now();
         if self.since.is_none_or(|since| now - since > Duration::from_secs(60)) {
             *self = Self { since: Some(now), count: 0 };
         }
         self.count += 1;
-        if self.count > MAX_FAULTS { Err(CloseCode::BadProtocol) } else { Ok(()) }
+        self.count
     }
 }

@@ -18,6 +18,7 @@ use crate::telemetry::Metrics;
 
 use super::handle::Session;
 use super::outbound::{Class, Item, Place};
+use super::watch::Registry;
 
 /// Enough that two cores seldom meet, few enough to walk at each tick of the heartbeat.
 const SHARDS: usize = 64;
@@ -28,6 +29,7 @@ type Shard = HashMap<UserId, Vec<Arc<Session>>>;
 
 pub struct Hub {
     shards: Vec<Mutex<Shard>>,
+    pub watched: Arc<Registry>,
     /// Set by the bus when events may have been lost.
     gap: Notify,
     metrics: Metrics,
@@ -36,7 +38,7 @@ pub struct Hub {
 impl Hub {
     pub fn new(metrics: Metrics) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, gap: Notify::new(), metrics }
+        Self { shards, watched: Arc::default(), gap: Notify::new(), metrics }
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Shard> {
@@ -67,6 +69,10 @@ impl Hub {
                 shard.remove(&session.user_id);
             }
         }
+    }
+
+    pub fn has_any_of(&self, user: UserId) -> bool {
+        self.of(user).contains_key(&user)
     }
 
     /// Ends one session of a user, if it is here.
@@ -140,6 +146,7 @@ impl Inbox for Hub {
                 Some(Order::Disconnect(device)) => {
                     self.end_all(user, device.as_ref(), CloseCode::Forbidden);
                 }
+                Some(Order::Look) => self.watched.hint(head.sender_id),
                 None => {}
             }
             return;

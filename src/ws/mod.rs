@@ -2,7 +2,7 @@
 //!
 //! `upgrade` lets a socket in, `session` runs it by a `reader` and a `writer` in one task, `handle`
 //! is what others hold of it, `hub` finds the sessions of a user, `outbound` bounds what waits for each, `barrier` proves
-//! what was written, `heartbeat` is the one timer of all. An idle socket holds its task, its handle and no buffer.
+//! what was written, `heartbeat` is the one timer of all, `watch` tells who comes and goes. An idle socket holds its task, its handle and no buffer.
 
 pub mod barrier;
 pub mod commands;
@@ -12,7 +12,9 @@ pub mod hub;
 pub mod outbound;
 pub mod reader;
 pub mod session;
+mod signals;
 pub mod upgrade;
+pub mod watch;
 pub mod writer;
 
 use std::sync::Arc;
@@ -29,11 +31,14 @@ use crate::config::Config;
 use crate::offline::Offline;
 use crate::presence::Presence;
 use crate::protocol::event::Limits;
+use crate::rates::Rates;
 use crate::store::Store;
 use crate::telemetry::Metrics;
+use crate::typing::Typing;
 use crate::write_path::WritePath;
 use hub::Hub;
 use outbound::Bounds;
+use watch::Watch;
 
 /// See [`Node::presence_turns`].
 pub const PRESENCE_TURNS: usize = 512;
@@ -51,6 +56,9 @@ pub struct Node {
     pub store_epoch: Uuid,
     pub offline: Offline,
     pub write_path: WritePath,
+    pub typing: Typing,
+    pub watch: Watch,
+    pub rates: Rates,
     pub metrics: Metrics,
     /// Every session's task; the stop waits for it.
     pub sessions: TaskTracker,

@@ -111,6 +111,9 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
     if registered.devices > node.config.presence.max_devices {
         return Err(refuse(CloseCode::TooManyDevices));
     }
+    if registered.devices == 1 && registered.replaced.is_none() {
+        node.watch.came_or_went(session.user_id);
+    }
     if let Some(replaced) = registered.replaced.filter(|replaced| replaced.session != session.id) {
         // It may live on another node: the user's channel finds it.
         let envelope = Envelope::order(session.user_id, Order::Replace(replaced.session));
@@ -134,6 +137,7 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
     let code = session.queue.ended().unwrap_or(CloseCode::Lost);
     session.queue.end(code);
     node.hub.remove(session);
+    node.watch.forget(session);
     if subscribed {
         node.bus.unsubscribe(session.user_id);
     }
@@ -147,6 +151,9 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
     let turn = node.presence_turns.acquire().await;
     Box::pin(node.presence.remove(session.user_id, &session.device_id, session.id)).await;
     drop(turn);
+    if !node.hub.has_any_of(session.user_id) {
+        node.watch.came_or_went(session.user_id);
+    }
     node.metrics.sockets.open.decrement(1.0);
     node.metrics.sockets.closed.of(code).increment(1);
     tracing::debug!(

@@ -39,8 +39,12 @@ pub async fn upgrade(
         return Err(Problem::new(Code::UpgradeRequired, "/ws is for WebSockets"));
     }
     node.auth.admit_origin(request.headers())?;
-    let opening = opening(node, &request, peer).await?;
-    let place = Place::take(node.clone())?;
+    let source = node.rates.source(peer, request.headers());
+    node.rates.handshake(source)?;
+    let opening = opening(node, &request, peer)
+        .await
+        .map_err(|problem| node.rates.identity_refused(source, problem))?;
+    let place = Place::take(node.clone(), source)?;
     let full = !opening.classic;
     let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request).map_err(|error| {
         Problem::new(Code::Malformed, format!("no WebSocket handshake: {error}"))
@@ -59,7 +63,7 @@ pub async fn upgrade(
         // Copied, mostly nothing: the original holds hyper's whole buffer.
         let early = Bytes::copy_from_slice(&parts.read_buf);
         drop(parts.read_buf);
-        session::run(place.0.clone(), stream, early, opening, asked).await;
+        session::run(place.node.clone(), stream, early, opening, asked).await;
     });
     let (mut head, _) = response.into_parts();
     if full {
@@ -68,11 +72,14 @@ pub async fn upgrade(
     Ok(Response::from_parts(head, Full::default()))
 }
 
-/// One of the `MAX_CONNECTIONS`, given back when dropped.
-struct Place(Arc<Node>);
+/// One of the `MAX_CONNECTIONS`, and of those of its address; given back when dropped.
+struct Place {
+    node: Arc<Node>,
+    source: Option<IpAddr>,
+}
 
 impl Place {
-    fn take(node: Arc<Node>) -> Result<Self, Problem> {
+    fn take(node: Arc<Node>, source: Option<IpAddr>) -> Result<Self, Problem> {
         if node.stopping.is_cancelled() {
             return Err(Problem::new(Code::Unavailable, "this node is stopping; use another"));
         }
@@ -80,9 +87,10 @@ impl Place {
             let detail = "so many writes wait that no socket is opened; try again shortly";
             return Err(Problem::new(Code::Busy, detail));
         }
-        let place = Self(node);
-        let before = place.0.sockets.fetch_add(1, Ordering::Relaxed);
-        if before >= place.0.config.ws.max_connections {
+        node.rates.connect(source)?;
+        let place = Self { node, source };
+        let before = place.node.sockets.fetch_add(1, Ordering::Relaxed);
+        if before >= place.node.config.ws.max_connections {
             return Err(Problem::new(Code::Busy, "this node holds as many sockets as it may"));
         }
         Ok(place)
@@ -91,7 +99,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.sockets.fetch_sub(1, Ordering::Relaxed);
+        self.node.sockets.fetch_sub(1, Ordering::Relaxed);
+        self.node.rates.disconnect(self.source);
     }
 }
 

@@ -134,6 +134,14 @@ async function firstRun() {
     await ada.locator('#chat-sub').getByText('online', { exact: true }).waitFor();
     await grace.locator('#chat-sub').getByText('online', { exact: true }).waitFor();
   });
+  await step('one who types is seen typing, until he stops or sends', async () => {
+    const text = grace.getByRole('textbox', { name: /^Message/ }), typing = ada.locator('#chat-sub').getByText('Grace is typing…', { exact: true });
+    await text.pressSequentially('hm');
+    await typing.waitFor();
+    await text.fill('');
+    await typing.waitFor({ state: 'detached', timeout: 4_000 }); // sooner than Ada's page would forget it
+    check((await grace.locator('#chat-sub').innerText()) === 'online', 'Grace sees herself typing');
+  });
   await step('they chat in both directions, live', async () => {
     await bubble(grace, marker('Ada')).waitFor();
     await say(grace, marker('Grace'));
@@ -281,7 +289,7 @@ async function firstRun() {
   await step('presence goes out when a person leaves', async () => {
     await ada.locator('#chat-sub').getByText('online', { exact: true }).waitFor();
     await grace.context().close();
-    await ada.locator('#chat-sub').getByText('online', { exact: true }).waitFor({ state: 'detached', timeout: 40_000 });
+    await ada.locator('#chat-sub').getByText('online', { exact: true }).waitFor({ state: 'detached', timeout: 10_000 }); // the server tells it at once
   });
   await step('on a phone: list, chat, sending, back; nothing scrolls sideways', async () => {
     const phone = await signIn('Grace', { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, deviceScaleFactor: 2 });

@@ -24,7 +24,7 @@ struct Node {
 
 impl Node {
     async fn start(redis: Option<RedisConfig>, lease: Duration) -> Self {
-        let config = PresenceConfig { redis, lease, max_devices: 3 };
+        let config = PresenceConfig { redis, last_seen: None, lease, max_devices: 3 };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let presence = Presence::connect(&config, stop.clone(), &tasks).await.unwrap();
         Self { presence, stop, tasks }

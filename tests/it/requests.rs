@@ -1,11 +1,14 @@
 //! Which requests are refused, with which status, code and field; and who is told what.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::client::{Answer, Client, Opening};
 use crate::harness::cluster::{Cluster, text, user};
 use crate::harness::http::Rest;
+use crate::harness::raw::Raw;
 use crate::harness::scenarios;
 
 scenarios! {
@@ -13,6 +16,8 @@ scenarios! {
     what_is_foreign_looks_like_what_is_not_there,
     who_asks_must_be_known,
     paths_and_methods_are_told_apart,
+    a_body_that_is_too_large_is_not_read,
+    a_body_that_drips_is_given_up,
 }
 
 async fn requests_outside_their_limits_are_refused(cluster: &Cluster) {
@@ -298,4 +303,43 @@ async fn paths_and_methods_are_told_apart(cluster: &Cluster) {
     assert_eq!(nobody.get("/health").await.body(200), json!({ "status": "ok" }));
     let ready = nobody.get("/ready").await.body(200);
     assert_eq!((&ready["status"], &ready["store"]), (&json!("ready"), &json!("up")), "{ready}");
+}
+
+/// The head of a send, up to what says how long its body is.
+fn send_head(cluster: &Cluster) -> String {
+    let (addr, user) = (cluster.addr(0), user());
+    format!("POST /api/v1/messages HTTP/1.1\r\nHost: {addr}\r\nX-User-ID: {user}\r\n")
+}
+
+async fn a_body_that_is_too_large_is_not_read(cluster: &Cluster) {
+    // As it is announced, and piece by piece: what comes beyond is not waited for.
+    let large = "x".repeat(64 * 1024 + 1);
+    let announced = format!("Content-Length: 1000000000\r\n\r\n{large}");
+    let pieces = format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n", large.len());
+    for body in [announced, pieces] {
+        let mut raw = Raw::connect(cluster.addr(0)).await;
+        raw.send(format!("{}{body}", send_head(cluster)).as_bytes()).await;
+        let head = raw.head().await;
+        assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
+        assert!(raw.ends_within(Duration::from_secs(5)).await, "nothing is read after it");
+    }
+    let just_fits = text(user(), &"x".repeat(16 * 1024)).to_string();
+    let spaces = " ".repeat(64 * 1024 - just_fits.len());
+    let (rest, body) = (cluster.rest(0, user()), just_fits + &spaces);
+    let reply = rest.call("POST", "/api/v1/messages", &body).await;
+    reply.refused(404, "not_found", None);
+}
+
+async fn a_body_that_drips_is_given_up(cluster: &Cluster) {
+    let mut raw = Raw::connect(cluster.addr(0)).await;
+    raw.send(format!("{}Content-Length: 1000\r\n\r\n{{", send_head(cluster)).as_bytes()).await;
+    let started = Instant::now();
+    // A byte each second keeps nothing alive.
+    while !raw.ends_within(Duration::from_secs(1)).await {
+        assert!(started.elapsed() < Duration::from_secs(25), "it stays for ever");
+        raw.send(b" ").await;
+    }
+    assert!(started.elapsed() > Duration::from_secs(10), "slow networks have their time");
+    let head = raw.head().await;
+    assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
 }

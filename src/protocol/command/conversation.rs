@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::{MAX_TITLE_BYTES, MAX_USER_IDS, check_text};
+use super::{MAX_TITLE_BYTES, MAX_USER_IDS, check_text, given};
+use crate::clock::Timestamp;
 use crate::ids::UserId;
 use crate::protocol::model::{Kind, Role};
 use crate::protocol::problem::Problem;
@@ -80,12 +81,16 @@ pub struct PatchParticipant {
     pub role: Option<Role>,
     #[serde(default)]
     pub can_send_messages: Option<bool>,
+    /// None if it was left out, an inner None if it is null: not muted.
+    #[serde(default, deserialize_with = "given")]
+    pub muted_until: Option<Option<Timestamp>>,
 }
 
 impl PatchParticipant {
     pub fn checked(self) -> Result<Self, Problem> {
-        if self.role.is_none() && self.can_send_messages.is_none() {
-            return Err(Problem::invalid("role", "name role or can_send_messages to change"));
+        if self.role.is_none() && self.can_send_messages.is_none() && self.muted_until.is_none() {
+            let detail = "name role, can_send_messages or muted_until to change";
+            return Err(Problem::invalid("role", detail));
         }
         Ok(self)
     }

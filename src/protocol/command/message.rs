@@ -1,9 +1,9 @@
 //! Messages as they are sent and edited.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{MAX_CLIENT_MESSAGE_ID_BYTES, MAX_MENTIONS, check_text};
+use super::{MAX_CLIENT_MESSAGE_ID_BYTES, MAX_MENTIONS, check_text, given};
 use crate::ids::{ConversationId, MessageId};
 use crate::protocol::code::Code;
 use crate::protocol::event::Limits;
@@ -72,12 +72,6 @@ pub struct EditMessage {
     /// None if it was left out, an inner None if it is null.
     #[serde(default, deserialize_with = "given")]
     pub metadata: Option<Option<serde_json::Value>>,
-}
-
-fn given<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<serde_json::Value>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 impl EditMessage {

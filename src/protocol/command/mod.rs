@@ -6,11 +6,13 @@ mod message;
 mod receipt;
 #[cfg(test)]
 mod tests;
+mod typing;
+mod watch;
 
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use simd_json::OwnedValue;
 use simd_json::prelude::{ValueAsScalar, ValueBuilder, ValueObjectAccess};
 
@@ -23,6 +25,8 @@ pub use conversation::{
 };
 pub use message::{EditMessage, SendMessage};
 pub use receipt::Ack;
+pub use typing::{Typing, TypingState};
+pub use watch::WatchPresence;
 
 pub const MAX_CLIENT_MESSAGE_ID_BYTES: usize = 128;
 pub const MAX_TITLE_BYTES: usize = 256;
@@ -50,6 +54,8 @@ pub enum Command {
     DeleteMessage(MessageId),
     ReadReceipt(MessageId),
     Ack(Ack),
+    Typing(Typing),
+    WatchPresence(WatchPresence),
     /// The socket is to outlive the token it was opened with.
     RefreshToken(Token),
     Ping,
@@ -80,6 +86,8 @@ impl Command {
             Self::DeleteMessage(_) => "delete_message",
             Self::ReadReceipt(_) => "read_receipt",
             Self::Ack(_) => "ack",
+            Self::Typing(_) => "typing",
+            Self::WatchPresence(_) => "watch_presence",
             Self::RefreshToken(_) => "refresh_token",
             Self::Ping => "ping",
         }
@@ -124,6 +132,10 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
         "delete_message" => message_id(&payload).map(Command::DeleteMessage),
         "read_receipt" => message_id(&payload).map(Command::ReadReceipt),
         "ack" => from_value::<Ack>(payload).and_then(Ack::checked).map(Command::Ack),
+        "typing" => from_value::<Typing>(payload).map(Command::Typing),
+        "watch_presence" => from_value::<WatchPresence>(payload)
+            .and_then(WatchPresence::checked)
+            .map(Command::WatchPresence),
         "refresh_token" => {
             #[derive(Deserialize)]
             struct Refresh {
@@ -133,8 +145,8 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
         }
         "ping" => Ok(Command::Ping),
         _ => {
-            let known = "send_message, edit_message, delete_message, read_receipt, ack, \
-                         refresh_token, ping";
+            let known = "send_message, edit_message, delete_message, read_receipt, ack, typing, \
+                         watch_presence, refresh_token, ping";
             let detail = format!("the type is none of: {known}");
             Err(Problem::new(Code::UnknownCommand, detail))
         }
@@ -173,6 +185,13 @@ fn check_depth(text: &[u8]) -> Result<(), Problem> {
         }
     }
     Ok(())
+}
+
+/// Of a field that may be left out: what was given, null too.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// Which message a command is about.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::error::failed;
 use super::{millis, sql};
+use crate::clock::Timestamp;
 use crate::ids::{ConversationId, Seq, UserId};
 use crate::protocol::model::{Kind, Role};
 use crate::store::types::{Change, ChangeOutcome, Changed, OutboxLease};
@@ -32,13 +33,24 @@ struct MemberRow {
     user_id: Uuid,
     role: i16,
     can_send_messages: bool,
+    muted_until: Option<OffsetDateTime>,
 }
 
 /// What a permitted change will do, once it has its seq.
 enum Plan<'a> {
-    Join { user_ids: Vec<Uuid>, with_history: bool },
-    Leave { user_id: Uuid },
-    Set { user_id: Uuid, role: Option<Role>, can_send_messages: Option<bool> },
+    Join {
+        user_ids: Vec<Uuid>,
+        with_history: bool,
+    },
+    Leave {
+        user_id: Uuid,
+    },
+    Set {
+        user_id: Uuid,
+        role: Option<Role>,
+        can_send_messages: Option<bool>,
+        muted_until: Option<Option<Timestamp>>,
+    },
     Title(Option<&'a str>),
 }
 
@@ -164,12 +176,13 @@ async fn judge<'a>(
     let Some(me) = find(by) else {
         return Ok(Err(ChangeOutcome::NotFound));
     };
-    if locked.kind == Kind::Direct.code() {
+    let own_affair = change.is_own_affair();
+    if locked.kind == Kind::Direct.code() && !own_affair {
         return Ok(Err(ChangeOutcome::Direct));
     }
     let my_role = role(me)?;
     let leaves = matches!(change, Change::RemoveMember { by, user_id } if by == user_id);
-    if my_role == Role::Member && !leaves {
+    if my_role == Role::Member && !leaves && !own_affair {
         return Ok(Err(ChangeOutcome::Forbidden));
     }
     Ok(match change {
@@ -193,18 +206,21 @@ async fn judge<'a>(
             }
             Some(member) => Ok(Plan::Leave { user_id: member.user_id }),
         },
-        Change::SetMember { user_id, role: new_role, can_send_messages, .. } => {
+        Change::SetMember { user_id, role: new_role, can_send_messages, muted_until, .. } => {
             let Some(member) = find(*user_id) else {
                 return Ok(Err(ChangeOutcome::MemberNotFound));
             };
             let old_role = role(member)?;
-            if my_role != Role::Owner && (new_role.is_some() || old_role == Role::Owner) {
+            let above = my_role == Role::Owner || new_role.is_none() && old_role != Role::Owner;
+            if !(above || own_affair) || muted_until.is_some() && *user_id != by {
                 return Ok(Err(ChangeOutcome::Forbidden));
             }
+            let muted_until =
+                muted_until.filter(|until| *until != member.muted_until.map(Timestamp::from));
             let role = new_role.filter(|new| *new != old_role);
             let can_send_messages =
                 can_send_messages.filter(|can| *can != member.can_send_messages);
-            if role.is_none() && can_send_messages.is_none() {
+            if role.is_none() && can_send_messages.is_none() && muted_until.is_none() {
                 return Ok(Err(ChangeOutcome::Unchanged(id)));
             }
             // A group keeps an owner. Only leaving passes the role on by itself.
@@ -214,7 +230,7 @@ async fn judge<'a>(
                     return Ok(Err(ChangeOutcome::Forbidden));
                 }
             }
-            Ok(Plan::Set { user_id: member.user_id, role, can_send_messages })
+            Ok(Plan::Set { user_id: member.user_id, role, can_send_messages, muted_until })
         }
         Change::SetTitle { title, .. } if *title == locked.title => {
             Err(ChangeOutcome::Unchanged(id))
@@ -279,7 +295,7 @@ async fn apply(
         Plan::Leave { user_id } => {
             // An owner who is the only one passes the role on; a member's heir may stay as he is.
             if let Some(heir) = orphaned(tx, id, user_id).await? {
-                set(tx, id, heir, seq, Some(Role::Owner), None).await?;
+                set(tx, id, heir, seq, (Some(Role::Owner), None, None)).await?;
             }
             sqlx::query(sql::CHANGE_LEAVE)
                 .bind(id.0)
@@ -290,8 +306,8 @@ async fn apply(
                 .await
                 .map_err(undone)?;
         }
-        Plan::Set { user_id, role, can_send_messages } => {
-            set(tx, id, user_id, seq, role, can_send_messages).await?;
+        Plan::Set { user_id, role, can_send_messages, muted_until } => {
+            set(tx, id, user_id, seq, (role, can_send_messages, muted_until)).await?;
         }
         Plan::Title(_) => {}
     }
@@ -313,8 +329,7 @@ async fn set(
     id: ConversationId,
     user_id: Uuid,
     seq: Seq,
-    role: Option<Role>,
-    can_send_messages: Option<bool>,
+    (role, can_send_messages, muted_until): (Option<Role>, Option<bool>, Option<Option<Timestamp>>),
 ) -> Result<()> {
     sqlx::query(sql::CHANGE_SET)
         .bind(id.0)
@@ -322,6 +337,8 @@ async fn set(
         .bind(seq)
         .bind(role.map(Role::code))
         .bind(can_send_messages)
+        .bind(muted_until.is_some())
+        .bind(muted_until.flatten().map(Timestamp::to_datetime))
         .execute(&mut **tx)
         .await
         .map(drop)

@@ -124,6 +124,7 @@ struct MembersRow {
     joined_seq: Option<i64>,
     history_from_seq: Option<i64>,
     left_seq: Option<i64>,
+    can_send_messages: Option<bool>,
     muted_until: Option<OffsetDateTime>,
 }
 
@@ -213,9 +214,15 @@ impl Postgres {
                 joined_seq: row.joined_seq?,
                 history_from_seq: row.history_from_seq?,
                 left_seq: row.left_seq,
+                can_send_messages: row.can_send_messages?,
                 muted_until: row.muted_until.map(Into::into),
             })
         });
         Ok(Some(Members { version, members: members.collect() }))
+    }
+
+    pub async fn members_version(&self, id: ConversationId) -> Result<Option<i64>> {
+        let version = self.optional(sqlx::query_as(sql::MEMBERS_VERSION).bind(id.0)).await?;
+        Ok(version.map(|(version,)| version))
     }
 }

@@ -10,7 +10,9 @@ use super::error::failed;
 use super::{Postgres, millis, sql, uuids};
 use crate::ids::{ConversationId, MessageId, Seq, UserId};
 use crate::protocol::model::{Mention, Message, MessageType};
-use crate::store::types::{History, HistoryPage, NewMessage, OutboxLease, SendOutcome, Stored};
+use crate::store::types::{
+    Anchor, History, HistoryPage, NewMessage, OutboxLease, SendOutcome, Stored,
+};
 use crate::store::{Result, StoreError};
 
 #[derive(FromRow)]
@@ -171,24 +173,41 @@ impl Postgres {
         page: HistoryPage,
     ) -> Result<History> {
         let limit = page.limit as usize;
-        let before = page.before.map(|id| id.0);
+        let anchor = page.anchor.message_id().map(|id| id.0);
+        let thread = page.thread.map(|id| id.0);
+        let after = matches!(page.anchor, Anchor::After(_));
+        let statement = match (after, thread) {
+            (false, None) => sql::HISTORY,
+            (true, None) => sql::HISTORY_AFTER,
+            (false, Some(_)) => sql::THREAD,
+            (true, Some(_)) => sql::THREAD_AFTER,
+        };
         // One more than asked for tells whether there is more.
-        let query = sqlx::query_as(sql::HISTORY)
+        let query = sqlx::query_as(statement)
             .bind(user.0)
             .bind(id.0)
-            .bind(before)
+            .bind(anchor)
             .bind(i64::from(page.limit) + 1);
+        let query = if thread.is_some() { query.bind(thread) } else { query };
         let mut messages = all(self.rows(query).await?)?;
         if messages.is_empty() {
-            let query = sqlx::query_as(sql::HISTORY_JUDGE).bind(user.0).bind(id.0).bind(before);
+            let query = sqlx::query_as(sql::HISTORY_JUDGE)
+                .bind(user.0)
+                .bind(id.0)
+                .bind(anchor)
+                .bind(thread);
             match self.optional(query).await? {
                 None => return Ok(History::NotFound),
-                Some((false,)) if before.is_some() => return Ok(History::MessageNotFound),
+                Some((false, _)) if anchor.is_some() => return Ok(History::MessageNotFound),
+                Some((_, false)) if thread.is_some() => return Ok(History::ThreadNotFound),
                 Some(_) => {}
             }
         }
         let has_more = messages.len() > limit;
         messages.truncate(limit);
+        if after {
+            messages.reverse();
+        }
         Ok(History::Page { messages, has_more })
     }
 

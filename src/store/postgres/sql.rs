@@ -35,11 +35,13 @@ statements! {
     EXPIRE_RECEIPTS = "expire_receipts";
     HASTEN_LAGGARDS = "hasten_laggards";
     HISTORY = "history";
+    HISTORY_AFTER = "history_after";
     HISTORY_JUDGE = "history_judge";
     IS_MEMBER = "is_member";
     LACKING = "lacking";
     LAGGARDS_STATE = "laggards_state";
     MEMBERS = "members";
+    MEMBERS_VERSION = "members_version";
     MESSAGE = "message";
     MESSAGES = "messages";
     MIGRATIONS_APPLIED = "migrations_applied";
@@ -51,6 +53,8 @@ statements! {
     SEND = "send";
     SETTLE = "settle";
     SETTLE_OUTBOX = "settle_outbox";
+    THREAD = "thread";
+    THREAD_AFTER = "thread_after";
     TOLD = "told";
     CONVERSATION = "conversation_mine" "conversation_shown";
     CONVERSATIONS = "conversations_mine" "conversation_shown";

@@ -29,9 +29,18 @@ pub(super) struct Advance {
 
 /// A conversation as the asking member finds it.
 struct Found {
+    kind: Kind,
     title: Option<String>,
     member_count: i64,
     my_role: Role,
+}
+
+/// A member's own state, as far as it is changed.
+#[derive(Clone, Copy, PartialEq)]
+struct MemberNow {
+    role: Role,
+    can_send: bool,
+    muted_until: Option<Timestamp>,
 }
 
 impl SqliteWriter {
@@ -52,8 +61,8 @@ impl SqliteWriter {
                 add(&mut tx, id, *by, user_ids, *with_history, max_group_size).await?
             }
             Change::RemoveMember { by, user_id } => remove(&mut tx, id, *by, *user_id).await?,
-            Change::SetMember { by, user_id, role, can_send_messages } => {
-                set_member(&mut tx, id, *by, *user_id, *role, *can_send_messages).await?
+            Change::SetMember { by, user_id, .. } => {
+                set_member(&mut tx, id, *by, *user_id, change).await?
             }
             Change::SetTitle { by, title } => set_title(&mut tx, id, *by, title.as_deref()).await?,
         };
@@ -164,7 +173,7 @@ async fn remove(
         Ok(found) => found,
         Err(outcome) => return Ok(Err(outcome)),
     };
-    let Some((target_role, _)) = member_state(tx, id, user_id).await? else {
+    let Some(MemberNow { role: target_role, .. }) = member_state(tx, id, user_id).await? else {
         return Ok(Err(ChangeOutcome::MemberNotFound));
     };
     if !leaves && found.my_role == Role::Admin && target_role > Role::Member {
@@ -199,10 +208,10 @@ async fn inherit(tx: &mut SqliteConnection, id: ConversationId, advance: &Advanc
     if role == Role::Owner {
         return Ok(());
     }
-    let Some((_, can_send)) = member_state(tx, id, heir).await? else {
+    let Some(now) = member_state(tx, id, heir).await? else {
         return Ok(());
     };
-    write_member(tx, id, heir, Role::Owner, can_send, advance).await
+    write_member(tx, id, heir, MemberNow { role: Role::Owner, ..now }, advance).await
 }
 
 /// The most powerful member, and the oldest of several; None if nobody is left.
@@ -220,28 +229,40 @@ async fn set_member(
     id: ConversationId,
     by: UserId,
     user_id: UserId,
-    new_role: Option<Role>,
-    can_send_messages: Option<bool>,
+    change: &Change,
 ) -> Result<Step> {
-    let found = match group_of(tx, id, by, Role::Admin).await? {
-        Ok(found) => found,
-        Err(outcome) => return Ok(Err(outcome)),
+    let Change::SetMember { role: new_role, can_send_messages, muted_until, .. } = change else {
+        unreachable!("called for this change only")
     };
-    let Some((role, can_send)) = member_state(tx, id, user_id).await? else {
+    let own_affair = change.is_own_affair();
+    let found = match of_member(tx, id, by).await? {
+        Some(found) if own_affair => found,
+        _ => match group_of(tx, id, by, Role::Admin).await? {
+            Ok(found) => found,
+            Err(outcome) => return Ok(Err(outcome)),
+        },
+    };
+    let Some(now) = member_state(tx, id, user_id).await? else {
         return Ok(Err(ChangeOutcome::MemberNotFound));
     };
-    if found.my_role != Role::Owner && (new_role.is_some() || role == Role::Owner) {
+    let above = found.my_role == Role::Owner || new_role.is_none() && now.role != Role::Owner;
+    if !(above || own_affair) || muted_until.is_some() && user_id != by {
         return Ok(Err(ChangeOutcome::Forbidden));
     }
-    let next = (new_role.unwrap_or(role), can_send_messages.unwrap_or(can_send));
-    if next == (role, can_send) {
+    let next = MemberNow {
+        role: new_role.unwrap_or(now.role),
+        can_send: can_send_messages.unwrap_or(now.can_send),
+        muted_until: muted_until.unwrap_or(now.muted_until),
+    };
+    if next == now {
         return Ok(Err(ChangeOutcome::Unchanged(id)));
     }
     let advance = advance(tx, id, 0, true).await?;
-    write_member(tx, id, user_id, next.0, next.1, &advance).await?;
+    write_member(tx, id, user_id, next, &advance).await?;
     // A group keeps an owner: the last one can only leave. Found out after the fact, and rolled
     // back with the rest, because then it is the same look as for an heir.
-    if role == Role::Owner && heir(tx, id).await?.is_none_or(|(_, highest)| highest < Role::Owner) {
+    let gave_up = now.role == Role::Owner && next.role < Role::Owner;
+    if gave_up && heir(tx, id).await?.is_none_or(|(_, highest)| highest < Role::Owner) {
         return Ok(Err(ChangeOutcome::Forbidden));
     }
     Ok(Ok(advance))
@@ -278,17 +299,10 @@ async fn group_of(
     by: UserId,
     least: Role,
 ) -> Result<std::result::Result<Found, ChangeOutcome>> {
-    let row: Option<(i16, Option<String>, i64, i16)> = sqlx::query_as(sql::CONVERSATION_STATE)
-        .bind(id.0)
-        .bind(by.0)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(error::of)?;
-    let Some((code, title, member_count, role_code)) = row else {
+    let Some(found) = of_member(tx, id, by).await? else {
         return Ok(Err(ChangeOutcome::NotFound));
     };
-    let found = Found { title, member_count, my_role: role(role_code, id.0)? };
-    if kind(code, id.0)? == Kind::Direct {
+    if found.kind == Kind::Direct {
         return Ok(Err(ChangeOutcome::Direct));
     }
     if found.my_role < least {
@@ -297,34 +311,57 @@ async fn group_of(
     Ok(Ok(found))
 }
 
+/// The conversation `id`, if `by` is a member of it.
+async fn of_member(
+    tx: &mut SqliteConnection,
+    id: ConversationId,
+    by: UserId,
+) -> Result<Option<Found>> {
+    let row: Option<(i16, Option<String>, i64, i16)> = sqlx::query_as(sql::CONVERSATION_STATE)
+        .bind(id.0)
+        .bind(by.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(error::of)?;
+    let found = row.map(|(code, title, member_count, role_code)| {
+        let (kind, my_role) = (kind(code, id.0)?, role(role_code, id.0)?);
+        Ok(Found { kind, title, member_count, my_role })
+    });
+    found.transpose()
+}
+
 async fn member_state(
     tx: &mut SqliteConnection,
     id: ConversationId,
     user: UserId,
-) -> Result<Option<(Role, bool)>> {
-    let row: Option<(i16, bool)> = sqlx::query_as(sql::MEMBER_STATE)
+) -> Result<Option<MemberNow>> {
+    let row: Option<(i16, bool, Option<i64>)> = sqlx::query_as(sql::MEMBER_STATE)
         .bind(id.0)
         .bind(user.0)
         .fetch_optional(&mut *tx)
         .await
         .map_err(error::of)?;
-    row.map(|(code, can_send)| Ok((role(code, id.0)?, can_send))).transpose()
+    let state = row.map(|(code, can_send, muted_until)| {
+        let muted_until = muted_until.map(Timestamp::from_millis);
+        Ok(MemberNow { role: role(code, id.0)?, can_send, muted_until })
+    });
+    state.transpose()
 }
 
 async fn write_member(
     tx: &mut SqliteConnection,
     id: ConversationId,
     user: UserId,
-    role: Role,
-    can_send: bool,
+    next: MemberNow,
     advance: &Advance,
 ) -> Result<()> {
     sqlx::query(sql::MEMBER_SET)
         .bind(id.0)
         .bind(user.0)
-        .bind(role.code())
-        .bind(can_send)
+        .bind(next.role.code())
+        .bind(next.can_send)
         .bind(advance.last_seq)
+        .bind(next.muted_until.map(Timestamp::millis))
         .execute(&mut *tx)
         .await
         .map_err(error::of)?;

@@ -109,11 +109,20 @@ impl Sqlite {
                     joined_seq: row.joined_seq?,
                     history_from_seq: row.history_from_seq?,
                     left_seq: row.left_seq,
+                    can_send_messages: row.can_send_messages?,
                     muted_until: row.muted_until.map(Timestamp::from_millis),
                 })
             })
             .collect();
         Ok(Some(Members { version, members }))
+    }
+
+    pub async fn members_version(&self, id: ConversationId) -> Result<Option<i64>> {
+        sqlx::query_scalar(sql::MEMBERS_VERSION)
+            .bind(id.0)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(error::of)
     }
 
     pub async fn conversation_for_event(&self, id: ConversationId) -> Result<Option<Conversation>> {
@@ -300,5 +309,6 @@ struct MemberStateRow {
     joined_seq: Option<Seq>,
     history_from_seq: Option<Seq>,
     left_seq: Option<Seq>,
+    can_send_messages: Option<bool>,
     muted_until: Option<i64>,
 }

@@ -14,7 +14,7 @@ use crate::ids::{ConversationId, MessageId, Seq, UserId};
 use crate::protocol::model::ChangeKind;
 use crate::protocol::model::{Mention, Message, MessageType};
 use crate::store::types::{
-    History, HistoryPage, NewMessage, OutboxEntry, OutboxLease, SendOutcome, Stored,
+    Anchor, History, HistoryPage, NewMessage, OutboxEntry, OutboxLease, SendOutcome, Stored,
 };
 use crate::store::{Result, StoreError};
 
@@ -142,31 +142,42 @@ impl Sqlite {
         page: HistoryPage,
     ) -> Result<History> {
         let mut tx = self.snapshot().await?;
-        let member: Option<Option<Seq>> = sqlx::query_scalar(sql::HISTORY_FROM)
+        let (anchor, thread) = (page.anchor.message_id(), page.thread);
+        let found: Option<(Option<Seq>, Option<Seq>)> = sqlx::query_as(sql::HISTORY_FROM)
             .bind(user.0)
             .bind(id.0)
-            .bind(page.before.map(|before| before.0))
+            .bind(anchor.map(|anchor| anchor.0))
+            .bind(thread.map(|thread| thread.0))
             .fetch_optional(&mut *tx)
             .await
             .map_err(error::of)?;
-        let before = match (member, page.before) {
-            (None, _) => return Ok(History::NotFound),
-            (Some(None), Some(_)) => return Ok(History::MessageNotFound),
-            (Some(None), None) => Seq::MAX,
-            (Some(Some(seq)), _) => seq,
+        let seq = match found {
+            None => return Ok(History::NotFound),
+            Some((None, _)) if anchor.is_some() => return Ok(History::MessageNotFound),
+            Some((_, None)) if thread.is_some() => return Ok(History::ThreadNotFound),
+            Some((seq, _)) => seq.unwrap_or(Seq::MAX),
         };
-        let rows: Vec<MessageRow> = sqlx::query_as(sql::HISTORY)
+        let after = matches!(page.anchor, Anchor::After(_));
+        let statement = match (after, thread) {
+            (false, None) => sql::HISTORY,
+            (true, None) => sql::HISTORY_AFTER,
+            (false, Some(_)) => sql::THREAD,
+            (true, Some(_)) => sql::THREAD_AFTER,
+        };
+        let query = sqlx::query_as(statement)
             .bind(user.0)
             .bind(id.0)
-            .bind(before)
-            .bind(i64::from(page.limit) + 1)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(error::of)?;
+            .bind(seq)
+            .bind(i64::from(page.limit) + 1);
+        let query = if let Some(thread) = thread { query.bind(thread.0) } else { query };
+        let rows: Vec<MessageRow> = query.fetch_all(&mut *tx).await.map_err(error::of)?;
         let limit = page.limit as usize;
         let has_more = rows.len() > limit;
-        let messages =
-            rows.into_iter().take(limit).map(Message::try_from).collect::<Result<_>>()?;
+        let messages = rows.into_iter().take(limit).map(Message::try_from);
+        let mut messages = messages.collect::<Result<Vec<_>>>()?;
+        if after {
+            messages.reverse();
+        }
         Ok(History::Page { messages, has_more })
     }
 

@@ -31,6 +31,7 @@ statements! {
     CONVERSATION_TITLE = "conversation_title",
     EDITS = "edits",
     HISTORY = "history",
+    HISTORY_AFTER = "history_after",
     HISTORY_FROM = "history_from",
     IS_MEMBER = "is_member",
     LACKING = "lacking",
@@ -44,6 +45,7 @@ statements! {
     MEMBERS = "members",
     MEMBERS_ABSENT = "members_absent",
     MEMBERS_JOIN = "members_join",
+    MEMBERS_VERSION = "members_version",
     MEMBER_FREE = "member_free",
     MEMBER_HEIR = "member_heir",
     MEMBER_LEAVE = "member_leave",
@@ -72,6 +74,8 @@ statements! {
     SETTLE_MOVE = "settle_move",
     SETTLE_STATES = "settle_states",
     STORE_EPOCH = "store_epoch",
+    THREAD = "thread",
+    THREAD_AFTER = "thread_after",
     TOLD = "told",
 }
 

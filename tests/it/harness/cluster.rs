@@ -62,6 +62,9 @@ impl Ground {
             ("NODE_LEASE", "1500ms"),
             ("DRAIN_GRACE", "0s"),
             ("DRAIN_TIME", "100ms"),
+            // Scenarios send as fast as they can; those about rates set their own.
+            ("RATE_SENDS_PER_USER", "0"),
+            ("RATE_TYPING_PER_USER", "0"),
         ]);
         if kind == Kind::Embedded {
             return Some(ground);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tidings::clock::Timestamp;
 use tidings::ids::{ConversationId, UserId};
 use tidings::protocol::model::{Kind, Role};
 use tidings::store::types::{Change, ChangeOutcome};
@@ -14,11 +15,17 @@ fn remove(by: UserId, user_id: UserId) -> Change {
 }
 
 fn set_role(by: UserId, user_id: UserId, role: Role) -> Change {
-    Change::SetMember { by, user_id, role: Some(role), can_send_messages: None }
+    Change::SetMember { by, user_id, role: Some(role), can_send_messages: None, muted_until: None }
 }
 
 fn let_send(by: UserId, user_id: UserId, can_send_messages: bool) -> Change {
-    Change::SetMember { by, user_id, role: None, can_send_messages: Some(can_send_messages) }
+    Change::SetMember {
+        by,
+        user_id,
+        role: None,
+        can_send_messages: Some(can_send_messages),
+        muted_until: None,
+    }
 }
 
 fn set_title(by: UserId, title: &str) -> Change {
@@ -225,4 +232,47 @@ pub async fn a_direct_conversation_does_not_change(f: Arc<Fixture>) {
     assert_eq!(f.change(id, set_title(cat, "Us")).await, ChangeOutcome::NotFound);
     assert_eq!(f.see(ben, id).await.last_seq, 1);
     assert_eq!(f.change_up_to(id, add(ann, &[cat]), MAX_GROUP).await, ChangeOutcome::Direct);
+}
+
+pub async fn a_mute_is_ones_own_affair(f: Arc<Fixture>) {
+    let [ann, ben] = users();
+    let until = Timestamp::from_millis(4_102_444_800_123);
+    let mute = |by, user_id, until| Change::SetMember {
+        by,
+        user_id,
+        role: None,
+        can_send_messages: None,
+        muted_until: Some(until),
+    };
+    for id in [f.group(ann, &[ben]).await, f.direct(ann, ben).await] {
+        let made = changed(&f.change(id, mute(ben, ben, Some(until))).await);
+        // The members' cache holds it, so their version moves on.
+        assert_eq!((made.seq, made.members_version), (2, 2));
+        assert_eq!(f.see(ben, id).await.me.expect("a member").muted_until, Some(until));
+        assert_eq!(f.see(ann, id).await.me.expect("a member").muted_until, None);
+        let members = f.store.members(id).await.unwrap().expect("it exists").members;
+        let muted = |who| members.iter().find(|m| m.user_id == who).expect("there").muted_until;
+        assert_eq!((muted(ann), muted(ben)), (None, Some(until)));
+        let again = f.change(id, mute(ben, ben, Some(until))).await;
+        assert_eq!(again, ChangeOutcome::Unchanged(id));
+        changed(&f.change(id, mute(ben, ben, None)).await);
+        assert_eq!(f.see(ben, id).await.me.expect("a member").muted_until, None);
+        assert_eq!(f.change(id, mute(user(), ann, None)).await, ChangeOutcome::NotFound);
+    }
+    let id = f.group(ann, &[ben]).await;
+    // Not even by one who stands above.
+    assert_eq!(f.change(id, mute(ann, ben, Some(until))).await, ChangeOutcome::Forbidden);
+    let with_right = Change::SetMember {
+        by: ben,
+        user_id: ben,
+        role: None,
+        can_send_messages: Some(false),
+        muted_until: Some(Some(until)),
+    };
+    assert_eq!(f.change(id, with_right).await, ChangeOutcome::Forbidden);
+    // What others change leaves it as it is.
+    changed(&f.change(id, mute(ben, ben, Some(until))).await);
+    changed(&f.change(id, let_send(ann, ben, false)).await);
+    let me = f.see(ben, id).await.me.expect("a member");
+    assert_eq!((me.muted_until, me.can_send_messages), (Some(until), false));
 }

@@ -173,8 +173,13 @@ pub async fn one_who_may_not_write_may_still_delete(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
     let (message, _) = f.say_with_id(id, ben, "mine").await;
-    let mute =
-        Change::SetMember { by: ann, user_id: ben, role: None, can_send_messages: Some(false) };
+    let mute = Change::SetMember {
+        by: ann,
+        user_id: ben,
+        role: None,
+        can_send_messages: Some(false),
+        muted_until: None,
+    };
     let version = changed(&f.change(id, mute).await).members_version;
     assert_eq!(f.amend(edit(ben, message, "x")).await, AmendOutcome::Forbidden);
     let AmendOutcome::Amended { message: left, members_version } =

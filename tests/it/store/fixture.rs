@@ -13,8 +13,8 @@ use tidings::config::{PostgresConfig, SqliteConfig, StoreConfig};
 use tidings::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
 use tidings::protocol::model::{Conversation, Kind, Message, MessageType};
 use tidings::store::types::{
-    AmendOutcome, Amendment, Change, ChangeOutcome, Changed, History, HistoryPage, NewMessage,
-    OutboxLease, Proof, Run, SendOutcome, Settled, Stored,
+    AmendOutcome, Amendment, Anchor, Change, ChangeOutcome, Changed, History, HistoryPage,
+    NewMessage, OutboxLease, Proof, Run, SendOutcome, Settled, Stored,
 };
 use tidings::store::{Store, StoreError, Writer};
 use tidings::telemetry::Metrics;
@@ -244,7 +244,7 @@ impl Fixture {
 
     /// The newest page, newest first.
     pub async fn history(&self, user: UserId, id: ConversationId) -> Vec<Message> {
-        let page = HistoryPage { before: None, limit: 200 };
+        let page = HistoryPage { anchor: Anchor::Newest, thread: None, limit: 200 };
         match self.store.history(user, id, page).await.unwrap() {
             History::Page { messages, .. } => messages,
             other => panic!("a member reads the history, not {other:?}"),

@@ -59,7 +59,8 @@ on_each_store! {
         the_last_owner_leaves_the_group_to_the_oldest,
         roles_and_rights_are_given_by_those_above,
         the_title_is_set_by_owners_and_admins,
-        a_direct_conversation_does_not_change;
+        a_direct_conversation_does_not_change,
+        a_mute_is_ones_own_affair;
     edits:
         an_edit_keeps_the_version_before,
         an_edit_that_changes_nothing_takes_no_seq,
@@ -74,6 +75,8 @@ on_each_store! {
     read:
         history_goes_back_page_by_page,
         history_begins_where_the_member_may_look,
+        history_goes_on_page_by_page,
+        a_thread_is_the_replies_to_one_message,
         strangers_and_leavers_read_nothing,
         unread_are_the_undeleted_messages_of_others,
         conversations_are_listed_by_activity,

@@ -137,8 +137,13 @@ async fn one_removed_while_his_message_waits_for_the_lock_sends_nothing(f: Arc<F
 async fn one_muted_while_his_message_waits_for_the_lock_sends_nothing(f: Arc<Fixture>) {
     let [ann, ben] = users();
     let id = f.group(ann, &[ben]).await;
-    let change =
-        Change::SetMember { by: ann, user_id: ben, role: None, can_send_messages: Some(false) };
+    let change = Change::SetMember {
+        by: ann,
+        user_id: ben,
+        role: None,
+        can_send_messages: Some(false),
+        muted_until: None,
+    };
     assert_eq!(behind_a_change(&f, id, change, &[ben]).await, [SendOutcome::Again]);
     assert_eq!(f.send_one(message(id, ben, "x")).await, SendOutcome::Forbidden);
     assert_eq!(f.count("messages").await, 0);

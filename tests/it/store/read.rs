@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidings::ids::{ConversationId, MessageId, Seq, UserId};
 use tidings::store::MEMBERS_SHOWN;
-use tidings::store::types::{Change, History, HistoryPage, MemberState, NewMessage};
+use tidings::store::types::{Anchor, Change, History, HistoryPage, MemberState, NewMessage};
 
 use super::Fixture;
 use super::fixture::{changed, message, stored, user, users};
@@ -16,7 +16,8 @@ async fn page(
     before: Option<MessageId>,
     limit: u32,
 ) -> (Vec<Seq>, bool, Option<MessageId>) {
-    match f.store.history(user, id, HistoryPage { before, limit }).await.unwrap() {
+    let anchor = before.map_or(Anchor::Newest, Anchor::Before);
+    match f.store.history(user, id, HistoryPage { anchor, thread: None, limit }).await.unwrap() {
         History::Page { messages, has_more } => {
             let seqs = messages.iter().map(|message| message.seq).collect();
             (seqs, has_more, messages.last().map(|message| message.id))
@@ -60,8 +61,70 @@ pub async fn history_begins_where_the_member_may_look(f: Arc<Fixture>) {
     f.say(id, ann, "after").await;
     assert_eq!(page(&f, ben, id, None, 10).await.0, [4]);
     assert_eq!(f.see(ben, id).await.last_message.expect("he sees it").seq, 4);
-    let hidden = HistoryPage { before: Some(before), limit: 10 };
+    let hidden = HistoryPage { anchor: Anchor::Before(before), thread: None, limit: 10 };
     assert_eq!(f.store.history(ben, id, hidden).await.unwrap(), History::MessageNotFound);
+}
+
+/// The seqs of a page, as they come, and whether there is more.
+async fn seqs(
+    f: &Fixture,
+    user: UserId,
+    id: ConversationId,
+    page: HistoryPage,
+) -> (Vec<Seq>, bool) {
+    match f.store.history(user, id, page).await.unwrap() {
+        History::Page { messages, has_more } => {
+            (messages.iter().map(|message| message.seq).collect(), has_more)
+        }
+        other => panic!("a member reads the history, not {other:?}"),
+    }
+}
+
+pub async fn history_goes_on_page_by_page(f: Arc<Fixture>) {
+    let [ann, ben] = users();
+    let id = f.group(ann, &[]).await;
+    let (first, _) = f.say_with_id(id, ann, "first").await;
+    let batch: Vec<_> = (0..4).map(|i| message(id, ann, &i.to_string())).collect();
+    f.send(&batch).await;
+    let after = |anchor, limit| HistoryPage { anchor: Anchor::After(anchor), thread: None, limit };
+    assert_eq!(seqs(&f, ann, id, after(first, 3)).await, (vec![5, 4, 3], true));
+    assert_eq!(seqs(&f, ann, id, after(first, 4)).await, (vec![6, 5, 4, 3], false));
+    assert_eq!(seqs(&f, ann, id, after(batch[3].id, 4)).await, (vec![], false));
+    f.add(id, ann, ben, false).await;
+    let hidden = f.store.history(ben, id, after(first, 3)).await.unwrap();
+    assert_eq!(hidden, History::MessageNotFound);
+    let nowhere = f.store.history(user(), id, after(first, 3)).await.unwrap();
+    assert_eq!(nowhere, History::NotFound);
+}
+
+pub async fn a_thread_is_the_replies_to_one_message(f: Arc<Fixture>) {
+    let [ann, ben] = users();
+    let id = f.group(ann, &[]).await;
+    let (parent, _) = f.say_with_id(id, ann, "question").await;
+    let reply = || NewMessage { parent_message_id: Some(parent), ..message(id, ann, "answer") };
+    let batch = [reply(), message(id, ann, "something else"), reply(), reply()];
+    f.send(&batch).await;
+    let of = |thread, anchor| HistoryPage { anchor, thread: Some(thread), limit: 2 };
+    let thread = async |anchor| seqs(&f, ann, id, of(parent, anchor)).await;
+    assert_eq!(thread(Anchor::Newest).await, (vec![6, 5], true));
+    assert_eq!(thread(Anchor::Before(batch[2].id)).await, (vec![3], false));
+    assert_eq!(thread(Anchor::After(parent)).await, (vec![5, 3], true));
+    assert_eq!(thread(Anchor::After(batch[0].id)).await, (vec![6, 5], false));
+    assert_eq!(seqs(&f, ann, id, of(batch[0].id, Anchor::Newest)).await, (vec![], false));
+
+    let other = f.group(ann, &[]).await;
+    let (elsewhere, _) = f.say_with_id(other, ann, "elsewhere").await;
+    f.add(id, ann, ben, false).await;
+    f.send(&[reply()]).await;
+    let missing = async |who, page| f.store.history(who, id, page).await.unwrap();
+    for (who, page, expected) in [
+        (ann, of(elsewhere, Anchor::Newest), History::ThreadNotFound),
+        (ann, of(parent, Anchor::After(elsewhere)), History::MessageNotFound),
+        (ben, of(parent, Anchor::Newest), History::ThreadNotFound),
+        (user(), of(parent, Anchor::Newest), History::NotFound),
+    ] {
+        assert_eq!(missing(who, page).await, expected);
+    }
 }
 
 pub async fn strangers_and_leavers_read_nothing(f: Arc<Fixture>) {
@@ -70,7 +133,7 @@ pub async fn strangers_and_leavers_read_nothing(f: Arc<Fixture>) {
     f.say(id, ann, "hello").await;
     let (elsewhere, _) = f.say_with_id(other, ann, "elsewhere").await;
     f.remove_member(id, ann, ben).await;
-    let newest = HistoryPage { before: None, limit: 10 };
+    let newest = HistoryPage { anchor: Anchor::Newest, thread: None, limit: 10 };
     for who in [ben, eve] {
         assert_eq!(f.store.conversation(who, id).await.unwrap(), None);
         assert_eq!(f.store.conversations(who, 10, None).await.unwrap(), (vec![], None));
@@ -80,7 +143,7 @@ pub async fn strangers_and_leavers_read_nothing(f: Arc<Fixture>) {
     let nowhere = ConversationId::random();
     assert_eq!(f.store.history(ann, nowhere, newest).await.unwrap(), History::NotFound);
     assert_eq!(f.store.conversation(ann, nowhere).await.unwrap(), None);
-    let foreign = HistoryPage { before: Some(elsewhere), limit: 10 };
+    let foreign = HistoryPage { anchor: Anchor::Before(elsewhere), thread: None, limit: 10 };
     assert_eq!(f.store.history(ann, id, foreign).await.unwrap(), History::MessageNotFound);
 }
 
@@ -177,12 +240,15 @@ pub async fn members_for_dispatch_include_recent_leavers(f: Arc<Fixture>) {
     let left = f.remove_member(id, ann, ben).await;
     let mut found = f.store.members(id).await.unwrap().expect("it exists");
     assert_eq!(found.version, 3);
+    assert_eq!(f.store.members_version(id).await.unwrap(), Some(3));
+    assert_eq!(f.store.members_version(ConversationId::random()).await.unwrap(), None);
     found.members.sort_by_key(|member| member.user_id);
     let state = |user_id, joined_seq, left_seq| MemberState {
         user_id,
         joined_seq,
         history_from_seq: 1,
         left_seq,
+        can_send_messages: true,
         muted_until: None,
     };
     let expected = [state(ann, 1, None), state(ben, 1, Some(left)), state(cat, joined, None)];

@@ -123,8 +123,13 @@ pub async fn a_repeated_message_is_given_again_to_one_who_left(f: Arc<Fixture>) 
 pub async fn what_the_sender_may_not_do_is_refused_and_takes_no_seq(f: Arc<Fixture>) {
     let [ann, ben, eve] = users();
     let id = f.group(ann, &[ben]).await;
-    let mute =
-        Change::SetMember { by: ann, user_id: ben, role: None, can_send_messages: Some(false) };
+    let mute = Change::SetMember {
+        by: ann,
+        user_id: ben,
+        role: None,
+        can_send_messages: Some(false),
+        muted_until: None,
+    };
     assert_eq!(changed(&f.change(id, mute).await).seq, 2);
     let rows = f.store.outbox_state().await.unwrap().0;
 

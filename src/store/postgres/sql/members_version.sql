@@ -1,0 +1,3 @@
+select members_version
+from conversations
+where id = $1

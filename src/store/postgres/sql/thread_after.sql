@@ -1,0 +1,36 @@
+-- As history_after.sql, of the replies to message $5 only. No row also if $1 may not see that one.
+with page as (
+    select p.conversation_id, p.history_from_seq,
+        (
+            -- `offset 0`: found by its id and by nothing else, whatever the planner believes.
+            select after.seq
+            from (select conversation_id, seq from messages where id = $3 offset 0) after
+            where after.conversation_id = p.conversation_id
+                and after.seq >= p.history_from_seq
+        ) as after_seq
+    from participants p
+    where p.conversation_id = $2 and p.user_id = $1 and p.left_seq is null
+        and exists (
+            select
+            from (select conversation_id, seq from messages where id = $5 offset 0) parent
+            where parent.conversation_id = p.conversation_id
+                and parent.seq >= p.history_from_seq
+        )
+)
+select m.id, m.conversation_id, m.seq, m.change_seq, m.sender_id, m.client_message_id,
+    m.message_type, m.parent_message_id, m.created_at, m.edited_at, m.deleted_at,
+    case when m.deleted_at is null then m.content end as content,
+    case when m.deleted_at is null then m.mentions end as mentions,
+    case when m.deleted_at is null then m.metadata end as metadata,
+    (select count(*) from messages r where r.parent_message_id = m.id and r.deleted_at is null)
+        as reply_count
+from page
+cross join lateral (
+    select *
+    from messages m
+    where m.parent_message_id = $5 and m.conversation_id = page.conversation_id
+        and m.seq >= page.history_from_seq and m.seq > page.after_seq
+    order by m.seq
+    limit $4
+) m
+order by m.seq

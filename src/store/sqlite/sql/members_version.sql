@@ -1,0 +1,1 @@
+select members_version from conversations where id = ?1
