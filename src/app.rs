@@ -21,6 +21,7 @@ use crate::offline::Offline;
 use crate::presence::Presence;
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Limits;
+use crate::resume::Syncs;
 use crate::shutdown::Stage;
 use crate::store::{Schema, Store};
 use crate::telemetry::{self, Metrics};
@@ -58,6 +59,7 @@ pub struct App {
 /// In the order in which they end.
 struct Stages {
     listeners: Stage,
+    resume: Stage,
     lanes: Stage,
     dispatch: Stage,
     proofs: Stage,
@@ -72,6 +74,7 @@ impl Stages {
         let stage = |name| Stage::new(name, fault.clone());
         Self {
             listeners: stage("listeners"),
+            resume: stage("resume"),
             lanes: stage("lanes"),
             dispatch: stage("dispatch"),
             proofs: stage("proofs"),
@@ -171,6 +174,12 @@ impl App {
         let reconciling = reconcile::run(dispatcher, config.delivery.clone(), hastened, stop());
         stages.outbox.spawn("reconcile", reconciling);
 
+        let (syncs, worker) = Syncs::new(store.clone(), store_epoch, metrics.clone());
+        for _ in 0..store.max_syncs() {
+            stages.resume.spawn("syncs", worker.clone().run(stages.resume.stop.clone()));
+        }
+        drop(worker);
+
         stages.offline.guard();
         let node = Arc::new(Node {
             limits: Limits {
@@ -187,6 +196,7 @@ impl App {
             store_epoch,
             offline,
             write_path: WritePath::new(lanes, proofs, to_receive, hasten, metrics.clone()),
+            syncs,
             metrics,
             sessions: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -266,7 +276,7 @@ impl App {
         drained && !faulty
     }
 
-    /// Listeners, sessions, write path, dispatcher, proofs, outbox, presence, bus, offline, store.
+    /// Listeners, sessions, resume, write path, dispatcher, proofs, outbox, presence, bus, offline, store.
     async fn drain(self) -> bool {
         let Self { node, stages, .. } = self;
         node.stopping.cancel();
@@ -275,7 +285,7 @@ impl App {
         close_sockets(&node).await;
         node.sessions.close();
         ended &= tokio::time::timeout(STAGE_LIMIT, node.sessions.wait()).await.is_ok();
-        for stage in [stages.lanes, stages.dispatch, stages.proofs, stages.outbox] {
+        for stage in [stages.resume, stages.lanes, stages.dispatch, stages.proofs, stages.outbox] {
             ended &= stage.end(STAGE_LIMIT).await;
         }
         // Told before they close, so that their tasks do not end unasked.

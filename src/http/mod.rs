@@ -10,6 +10,7 @@ pub mod participants;
 pub mod presence;
 pub mod receipts;
 pub mod state;
+pub mod sync;
 pub mod tickets;
 
 use std::convert::Infallible;
@@ -253,6 +254,7 @@ pub enum Route {
     Participants,
     Participant,
     History,
+    Sync,
     Presence,
     Tickets,
     Disconnect,
@@ -263,7 +265,7 @@ pub enum Route {
 type Path = [String; 2];
 
 impl Route {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Page,
         Self::Health,
         Self::Ready,
@@ -280,6 +282,7 @@ impl Route {
         Self::Participants,
         Self::Participant,
         Self::History,
+        Self::Sync,
         Self::Presence,
         Self::Tickets,
         Self::Disconnect,
@@ -312,6 +315,7 @@ impl Route {
                 ["conversations", id, "participants"] => (Self::Participants, ids(id, "")),
                 ["conversations", id, "participants", user] => (Self::Participant, ids(id, user)),
                 ["conversations", id, "messages"] => (Self::History, ids(id, "")),
+                ["sync"] => (Self::Sync, none()),
                 ["presence"] => (Self::Presence, none()),
                 ["ws-tickets"] => (Self::Tickets, none()),
                 _ => (Self::Unknown, none()),
@@ -339,6 +343,7 @@ impl Route {
             Self::Participants => "/api/v1/conversations/{id}/participants",
             Self::Participant => "/api/v1/conversations/{id}/participants/{user_id}",
             Self::History => "/api/v1/conversations/{id}/messages",
+            Self::Sync => "/api/v1/sync",
             Self::Presence => "/api/v1/presence",
             Self::Tickets => "/api/v1/ws-tickets",
             Self::Disconnect => "/admin/v1/disconnect",
@@ -357,9 +362,12 @@ impl Route {
             | Self::Receipts
             | Self::History
             | Self::Presence => &["GET"],
-            Self::Messages | Self::Read | Self::Delivered | Self::Tickets | Self::Disconnect => {
-                &["POST"]
-            }
+            Self::Messages
+            | Self::Read
+            | Self::Delivered
+            | Self::Sync
+            | Self::Tickets
+            | Self::Disconnect => &["POST"],
             Self::Message => &["GET", "PUT", "DELETE"],
             Self::Conversations | Self::Participants => &["GET", "POST"],
             Self::Conversation => &["GET", "PATCH"],
@@ -439,6 +447,7 @@ async fn handle(
         (Route::Participant, Method::DELETE) => participants::remove(call).await,
         (Route::Participant, _) => participants::patch(call).await,
         (Route::History, _) => messages::history(call).await,
+        (Route::Sync, _) => sync::sync(call).await,
         (Route::Presence, _) => presence::query(call).await,
         (Route::Tickets, _) => tickets::issue(call).await,
         _ => unreachable!("handled above, or refused by its methods"),

@@ -11,6 +11,7 @@ use tokio::time::{Duration, Instant};
 use super::Node;
 use super::handle::Session;
 use super::outbound::{Class, Item};
+use super::resume;
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command, Token};
@@ -139,6 +140,7 @@ async fn on_command(
             let amendment = Amendment { by: session.user_id, message_id, edit: None };
             amend(amendment, reference, size, session, node).await;
         }
+        Command::Sync(sync) => resume::on_sync(sync, reference, session, node).await,
     }
 }
 

@@ -11,6 +11,7 @@ pub mod heartbeat;
 pub mod hub;
 pub mod outbound;
 pub mod reader;
+pub mod resume;
 pub mod session;
 pub mod upgrade;
 pub mod writer;
@@ -29,6 +30,7 @@ use crate::config::Config;
 use crate::offline::Offline;
 use crate::presence::Presence;
 use crate::protocol::event::Limits;
+use crate::resume::Syncs;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::write_path::WritePath;
@@ -51,6 +53,7 @@ pub struct Node {
     pub store_epoch: Uuid,
     pub offline: Offline,
     pub write_path: WritePath,
+    pub syncs: Syncs,
     pub metrics: Metrics,
     /// Every session's task; the stop waits for it.
     pub sessions: TaskTracker,

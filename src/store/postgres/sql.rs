@@ -51,7 +51,10 @@ statements! {
     SEND = "send";
     SETTLE = "settle";
     SETTLE_OUTBOX = "settle_outbox";
+    SYNC_HEADS = "sync_heads";
+    SYNC_PAGES = "sync_pages";
     TOLD = "told";
     CONVERSATION = "conversation_mine" "conversation_shown";
     CONVERSATIONS = "conversations_mine" "conversation_shown";
+    CONVERSATIONS_NAMED = "conversations_named" "conversation_shown";
 }

@@ -72,6 +72,8 @@ statements! {
     SETTLE_MOVE = "settle_move",
     SETTLE_STATES = "settle_states",
     STORE_EPOCH = "store_epoch",
+    SYNC_HEADS = "sync_heads",
+    SYNC_PAGES = "sync_pages",
     TOLD = "told",
 }
 
