@@ -23,6 +23,7 @@ mod presence;
 mod protocol;
 mod receipts;
 mod requests;
+mod resume;
 mod slow;
 mod startup;
 mod store;
