@@ -34,7 +34,7 @@ pub struct SyncEntry {
     pub status: SyncStatus,
     /// If members, rights or title changed, or the client does not know it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub conversation: Option<Conversation>,
+    pub conversation: Option<Box<Conversation>>,
     /// Stands beside `conversation`: what lies before it is not the user's to see any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub history_from_seq: Option<Seq>,

@@ -201,7 +201,7 @@ pub fn assemble(
 fn changed(wanted: PageWanted, part: LogPart, conversation: Option<Conversation>) -> SyncEntry {
     SyncEntry {
         history_from_seq: conversation.is_some().then_some(part.history_from_seq),
-        conversation,
+        conversation: conversation.map(Box::new),
         more: part.next_seq < part.last_seq,
         messages: part.messages,
         pending: part.pending,
