@@ -92,7 +92,19 @@ fn row(message: &Value) -> (i64, i64, Option<String>) {
 async fn sync_both(cluster: &Cluster, client: &mut Client, request: Value) -> Value {
     let answer = client.command("sync", request.clone()).await.ok();
     let by_rest = cluster.rest(0, client.user).post(SYNC, request).await.body(200);
-    assert_eq!(answer, by_rest);
+    assert_eq!(without_receipts(answer.clone()), without_receipts(by_rest));
+    answer
+}
+
+/// What is delivered moves between two questions.
+fn without_receipts(mut answer: Value) -> Value {
+    for entry in answer["conversations"].as_array_mut().unwrap() {
+        let Some(conversation) = entry.get_mut("conversation") else { continue };
+        conversation["me"]["delivered_seq"].take();
+        for member in conversation["members"].as_array_mut().unwrap() {
+            member["delivered_seq"].take();
+        }
+    }
     answer
 }
 
@@ -396,7 +408,7 @@ async fn a_year_away_is_one_row_per_message(cluster: &Cluster) {
         let lease = OutboxLease { id: tidings::ids::OutboxId::random(), ..lease };
         writer.send(&messages, lease).await.unwrap();
         // Nobody is to be told of these.
-        cluster.node(0).store.settle_outbox(&[lease.id]).await.unwrap();
+        cluster.node(0).store.settle_outbox(&[lease.id], std::time::Duration::ZERO).await.unwrap();
     }
     // One of them again and again, some others once, and one is deleted.
     for n in 0..40 {

@@ -167,7 +167,7 @@ async fn every_statement_can_be_prepared(f: Arc<Fixture>) {
 /// alike. It then read a whole conversation to find a parent, until the statistics were renewed.
 async fn plans_made_for_empty_tables_stay_good(f: Arc<Fixture>) {
     // These are about all members of a conversation, or all rows of a table.
-    const ALL_MEMBERS: [&str; 7] = [
+    const ALL_MEMBERS: [&str; 8] = [
         "change_heir",
         "conversation_event",
         "conversation_mine conversation_shown",
