@@ -22,6 +22,7 @@ use crate::presence::Presence;
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Limits;
 use crate::rates::Rates;
+use crate::resume::Syncs;
 use crate::shutdown::Stage;
 use crate::store::{Schema, Store};
 use crate::telemetry::{self, Metrics};
@@ -61,6 +62,7 @@ pub struct App {
 /// In the order in which they end.
 struct Stages {
     listeners: Stage,
+    resume: Stage,
     lanes: Stage,
     dispatch: Stage,
     proofs: Stage,
@@ -75,6 +77,7 @@ impl Stages {
         let stage = |name| Stage::new(name, fault.clone());
         Self {
             listeners: stage("listeners"),
+            resume: stage("resume"),
             lanes: stage("lanes"),
             dispatch: stage("dispatch"),
             proofs: stage("proofs"),
@@ -192,6 +195,11 @@ impl App {
         };
         // After the sessions, so that others are told of their end, and before presence.
         stages.outbox.spawn("watch", watcher.run(watch_queues, stages.outbox.stop.clone()));
+        let (syncs, worker) = Syncs::new(store.clone(), store_epoch, metrics.clone());
+        for _ in 0..store.max_syncs() {
+            stages.resume.spawn("syncs", worker.clone().run(stages.resume.stop.clone()));
+        }
+        drop(worker);
 
         stages.offline.guard();
         let node = Arc::new(Node {
@@ -212,6 +220,7 @@ impl App {
             typing,
             watch,
             rates: Rates::new(config.rates.clone(), metrics.clone()),
+            syncs,
             metrics,
             sessions: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -291,7 +300,7 @@ impl App {
         drained && !faulty
     }
 
-    /// Listeners, sessions, write path, dispatcher, proofs, outbox, presence, bus, offline, store.
+    /// Listeners, sessions, resume, write path, dispatcher, proofs, outbox, presence, bus, offline, store.
     async fn drain(self) -> bool {
         let Self { node, stages, .. } = self;
         node.stopping.cancel();
@@ -300,7 +309,7 @@ impl App {
         close_sockets(&node).await;
         node.sessions.close();
         ended &= tokio::time::timeout(STAGE_LIMIT, node.sessions.wait()).await.is_ok();
-        for stage in [stages.lanes, stages.dispatch, stages.proofs, stages.outbox] {
+        for stage in [stages.resume, stages.lanes, stages.dispatch, stages.proofs, stages.outbox] {
             ended &= stage.end(STAGE_LIMIT).await;
         }
         // Told before they close, so that their tasks do not end unasked.

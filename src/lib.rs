@@ -5,8 +5,10 @@
 //! it, or to the `offline` sink for those who are not, as `presence` tells. What was delivered is
 //! proven back into the `store`. `app` builds the parts and decides their order of death.
 //!
-//! Direction: `main -> app -> http -> ws -> write_path -> {store, bus, presence, offline}`, and all
-//! `-> {protocol, ids, clock, config, telemetry}`; never back, never sideways.
+//! Who was away reads by `resume` what he missed.
+//!
+//! Direction: `main -> app -> http -> ws -> {write_path, resume} -> {store, bus, presence, offline}`,
+//! and all `-> {protocol, ids, clock, config, telemetry}`; never back, never sideways.
 
 pub mod app;
 pub mod auth;
@@ -19,6 +21,7 @@ pub mod offline;
 pub mod presence;
 pub mod protocol;
 pub mod rates;
+pub mod resume;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -11,6 +11,7 @@ pub mod participants;
 pub mod presence;
 pub mod receipts;
 pub mod state;
+pub mod sync;
 pub mod tickets;
 pub mod typing;
 
@@ -258,6 +259,7 @@ pub enum Route {
     Participant,
     History,
     Typing,
+    Sync,
     Presence,
     Tickets,
     Disconnect,
@@ -268,7 +270,7 @@ pub enum Route {
 type Path = [String; 2];
 
 impl Route {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Page,
         Self::Health,
         Self::Ready,
@@ -286,6 +288,7 @@ impl Route {
         Self::Participant,
         Self::History,
         Self::Typing,
+        Self::Sync,
         Self::Presence,
         Self::Tickets,
         Self::Disconnect,
@@ -319,6 +322,7 @@ impl Route {
                 ["conversations", id, "participants", user] => (Self::Participant, ids(id, user)),
                 ["conversations", id, "messages"] => (Self::History, ids(id, "")),
                 ["conversations", id, "typing"] => (Self::Typing, ids(id, "")),
+                ["sync"] => (Self::Sync, none()),
                 ["presence"] => (Self::Presence, none()),
                 ["ws-tickets"] => (Self::Tickets, none()),
                 _ => (Self::Unknown, none()),
@@ -347,6 +351,7 @@ impl Route {
             Self::Participant => "/api/v1/conversations/{id}/participants/{user_id}",
             Self::History => "/api/v1/conversations/{id}/messages",
             Self::Typing => "/api/v1/conversations/{id}/typing",
+            Self::Sync => "/api/v1/sync",
             Self::Presence => "/api/v1/presence",
             Self::Tickets => "/api/v1/ws-tickets",
             Self::Disconnect => "/admin/v1/disconnect",
@@ -369,6 +374,7 @@ impl Route {
             | Self::Read
             | Self::Delivered
             | Self::Typing
+            | Self::Sync
             | Self::Tickets
             | Self::Disconnect => &["POST"],
             Self::Message => &["GET", "PUT", "DELETE"],
@@ -455,6 +461,7 @@ async fn handle(
         (Route::Participant, _) => participants::patch(call).await,
         (Route::History, _) => history::get(call).await,
         (Route::Typing, _) => typing::tell(call).await,
+        (Route::Sync, _) => sync::sync(call).await,
         (Route::Presence, _) => presence::query(call).await,
         (Route::Tickets, _) => tickets::issue(call).await,
         _ => unreachable!("handled above, or refused by its methods"),

@@ -5,3 +5,4 @@ pub mod command;
 pub mod event;
 pub mod model;
 pub mod problem;
+pub mod sync;

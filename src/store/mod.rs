@@ -18,9 +18,9 @@ pub use error::StoreError;
 use postgres::{Postgres, PostgresWriter};
 use sqlite::{Sqlite, SqliteWriter};
 use types::{
-    AmendOutcome, Amendment, Change, ChangeOutcome, ConversationCursor, History, HistoryPage,
-    Laggard, Members, NewMessage, OutboxLease, OutboxRow, Receipt, Received, Run, SendOutcome,
-    Settled, Told,
+    AmendOutcome, Amendment, Change, ChangeOutcome, ConversationCursor, Heads, History,
+    HistoryPage, Laggard, LogPage, Members, NewMessage, OutboxLease, OutboxRow, PageWanted,
+    Receipt, Received, Run, SendOutcome, Settled, Span, Told,
 };
 
 use verify::Verdict;
@@ -37,6 +37,9 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 pub const MEMBERS_SHOWN: usize = 256;
 /// Messages told of one stretch: as many as the longest page shows.
 pub const TOLD: u32 = 200;
+
+/// Conversations that one sync looks at: twice as many as it can name.
+pub const HEADS: usize = 2_000;
 
 /// Whether the tables are those this release was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +160,14 @@ impl Store {
         }
     }
 
+    /// How many statements of resumes may run at a time: most connections are for the others.
+    pub fn max_syncs(&self) -> usize {
+        match &self.database {
+            Database::Postgres(inner) => (inner.pool_size() / 4).max(1),
+            Database::Sqlite(_) => 1,
+        }
+    }
+
     pub fn writer(&self) -> Writer {
         let connection = match &self.database {
             Database::Postgres(inner) => Connection::Postgres(inner.writer()),
@@ -265,6 +276,32 @@ impl Store {
             self.metrics,
             Acquainted,
             forward!(&self.database, Database, acquainted(user, others))
+        )
+    }
+
+    // ---- resume, each for many users at once ----
+
+    /// For each span, where the logs of its conversations stand, those left among them; at most
+    /// [`HEADS`] of a span.
+    pub async fn sync_heads(&self, spans: &[Span]) -> Result<Vec<Heads>> {
+        measured!(self.metrics, SyncHeads, forward!(&self.database, Database, sync_heads(spans)))
+    }
+
+    /// What each lacks, in the order given. A page that does not reach the log's head ends at a
+    /// place up to which it is complete, and above `since`.
+    pub async fn sync_pages(&self, wanted: &[PageWanted]) -> Result<Vec<LogPage>> {
+        measured!(self.metrics, SyncPages, forward!(&self.database, Database, sync_pages(wanted)))
+    }
+
+    /// As [`Store::conversation`], in the order given.
+    pub async fn sync_conversations(
+        &self,
+        wanted: &[(UserId, ConversationId)],
+    ) -> Result<Vec<Option<Conversation>>> {
+        measured!(
+            self.metrics,
+            SyncConversations,
+            forward!(&self.database, Database, sync_conversations(wanted))
         )
     }
 

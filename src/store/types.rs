@@ -381,3 +381,80 @@ pub struct ConversationCursor {
     pub last_activity_at: Timestamp,
     pub id: ConversationId,
 }
+
+/// Whose conversations a sync looks at, and those of which range of ids.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub user_id: UserId,
+    pub after: Option<ConversationId>,
+    pub to: Option<ConversationId>,
+}
+
+/// Where the log of a conversation stands for one who is or was a member.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Head {
+    pub conversation_id: ConversationId,
+    pub last_seq: Seq,
+    pub left_seq: Option<Seq>,
+    pub history_from_seq: Seq,
+    pub member_count: i32,
+}
+
+/// The heads of a span, in order of id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heads {
+    pub heads: Vec<Head>,
+    /// None if these are all; else they are those up to this id.
+    pub up_to: Option<ConversationId>,
+}
+
+/// Which part of a log a member lacks.
+#[derive(Clone, Copy, Debug)]
+pub struct PageWanted {
+    pub user_id: UserId,
+    pub conversation_id: ConversationId,
+    /// What changed at this place or before it is known.
+    pub since: Seq,
+    /// Messages at most.
+    pub room: u32,
+}
+
+/// What lies above `since`, all read in one snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LogPage {
+    /// Not a member; None if he never was one, or there is no such conversation.
+    Gone {
+        left_seq: Option<Seq>,
+    },
+    Part(LogPart),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogPart {
+    pub last_seq: Seq,
+    pub history_from_seq: Seq,
+    /// Members, rights or title changed since, or nothing was known.
+    pub info_changed: bool,
+    /// The messages whose latest change lies in (`since`, `next_seq`], in that order.
+    pub messages: Vec<Message>,
+    pub next_seq: Seq,
+    /// The seqs of undeleted messages in (`since`, `next_seq`] whose latest change lies after it.
+    pub pending: Vec<Seq>,
+}
+
+impl LogPart {
+    /// Leaves only the first `keep` messages, at least one, and ends at the last of them. `since`
+    /// is where the page begins.
+    pub fn cut(&mut self, since: Seq, keep: usize) {
+        let Some(last) = keep.checked_sub(1).and_then(|at| self.messages.get(at)) else { return };
+        if keep == self.messages.len() {
+            return;
+        }
+        let end = last.change_seq;
+        let later = self.messages.drain(keep..);
+        self.pending.extend(later.filter(|m| m.deleted_at.is_none()).map(|m| m.seq));
+        self.pending.retain(|seq| since < *seq && *seq <= end);
+        self.pending.sort_unstable();
+        self.next_seq = end;
+    }
+}

@@ -78,6 +78,15 @@ labels! {
         Offline "offline",
         Postponed "postponed",
     }
+    /// What a page of a resume held: a conversation reset, else one changed, else none.
+    ResumeResult "result" {
+        Reset "reset",
+        Changed "changed",
+        UpToDate "up_to_date",
+        /// Too many waited, or it waited too long.
+        Busy "busy",
+        Failed "failed",
+    }
     /// The store's methods, one use case each.
     Operation "operation" {
         Send "send",
@@ -108,6 +117,9 @@ labels! {
         PostponeLaggards "postpone_laggards",
         HastenLaggards "hasten_laggards",
         LaggardsState "laggards_state",
+        SyncHeads "sync_heads",
+        SyncPages "sync_pages",
+        SyncConversations "sync_conversations",
     }
     /// The names of the store's errors.
     StoreFailure "reason" {
@@ -312,6 +324,12 @@ groups! {
         receipts_told: Counter = "tidings_receipts_told_total" Count "Receipts told to senders, one for each run and sender.";
         proofs_dropped: Counter = "tidings_proofs_dropped_total" Count "Proven runs for which there was no room; found again by Reconcile.";
         laggards: By<LaggardOutcome, Counter> = "tidings_laggards_total" Count "Laggards looked after, by what was done.";
+    }
+    /// `resume`: clients that read what they missed.
+    resume: ResumeMetrics {
+        pages: By<ResumeResult, Counter> = "tidings_resumes_total" Count "Pages of sync asked for, by result.";
+        batch: Histogram = "tidings_resume_batch_pages" Count "Pages of sync read together." [BATCH];
+        waiting: Gauge = "tidings_resumes_waiting" Count "Pages of sync that wait for their turn.";
     }
     store: StoreMetrics {
         query: By<Operation, Histogram> = "tidings_store_query_seconds" Seconds "One use case of the store, with the wait for a connection." [LATENCY];

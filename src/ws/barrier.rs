@@ -14,7 +14,7 @@ use super::outbound::Place;
 
 /// Places of each half. A client that never answers costs no more; what is beyond is found again
 /// by Reconcile.
-const MAX_PLACES: usize = 256;
+const MAX_PLACES: usize = 512;
 /// Conversations among which a new place looks for its neighbour.
 const NEIGHBOURS: usize = 8;
 

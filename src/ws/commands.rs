@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant};
 
 use super::handle::Session;
 use super::outbound::{Class, Item};
-use super::{Node, signals};
+use super::{Node, resume, signals};
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command, Token};
@@ -18,7 +18,7 @@ use crate::protocol::event::{self, Event, MessageAnswer};
 use crate::protocol::model::{Message, ReceiptKind};
 use crate::protocol::problem::Problem;
 use crate::store::types::{Amendment, Receipt};
-use crate::write_path::Sent;
+use crate::write_path::{Sent, Yields};
 
 /// Commands that cannot be understood, in a minute, before the session ends.
 const MAX_FAULTS: u32 = 20;
@@ -90,6 +90,8 @@ fn too_fast(command: &Command, session: &Session, node: &Node) -> Result<(), Pro
         }
         Command::ReadReceipt(_) => rates.receipt(user),
         Command::Typing(_) => rates.typing(user),
+        Command::Sync(_) if node.write_path.is_pressed(Yields::Sync) => Err(crate::resume::busy()),
+        Command::Sync(_) => rates.sync(user),
         Command::WatchPresence(_) => rates.watch(user),
         Command::RefreshToken(_) => rates.token(user),
         // Gathered in memory, whatever their number.
@@ -174,6 +176,7 @@ async fn on_command(
         Command::WatchPresence(watch) => {
             signals::watch(watch, reference, size, session, node).await;
         }
+        Command::Sync(sync) => resume::on_sync(sync, reference, session, node).await,
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Session {
     asked: AtomicBool,
     /// When the token ends, in milliseconds since the Unix epoch; [`NEVER`] without one.
     expires: AtomicI64,
+    /// A page of a resume is being read.
+    syncing: AtomicBool,
     metrics: Metrics,
 }
 
@@ -95,6 +97,7 @@ impl Session {
             heard: AtomicU64::new(0),
             asked: AtomicBool::new(false),
             expires: AtomicI64::new(opening.identity.expires_at().map_or(NEVER, Timestamp::millis)),
+            syncing: AtomicBool::new(false),
             metrics,
         }
     }
@@ -133,11 +136,31 @@ impl Session {
     /// Waits for room for the answer to a command of so many bytes, and takes it. It is given back
     /// by the writer, or by [`Self::release`] if there is no answer.
     pub async fn reserve(&self, command_bytes: usize) -> u32 {
-        let bytes = u32::try_from(command_bytes).unwrap_or(u32::MAX).saturating_add(ANSWER_SPARE);
-        let units = bytes.div_ceil(self.unit_bytes).clamp(1, self.units);
+        let units = self.units_of(command_bytes);
         let room = self.in_flight.acquire_many(units).await;
         room.expect("the semaphore is never closed").forget();
         units
+    }
+
+    fn units_of(&self, bytes: usize) -> u32 {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).saturating_add(ANSWER_SPARE);
+        bytes.div_ceil(self.unit_bytes).clamp(1, self.units)
+    }
+
+    /// Gives back what an answer of so many bytes does not need of its room; returns what it keeps.
+    pub fn reserve_less(&self, reserved: u32, bytes: usize) -> u32 {
+        let needed = self.units_of(bytes).min(reserved);
+        self.release(reserved - needed);
+        needed
+    }
+
+    /// False if a page of a resume is being read already.
+    pub fn begin_sync(&self) -> bool {
+        !self.syncing.swap(true, Ordering::Relaxed)
+    }
+
+    pub fn end_sync(&self) {
+        self.syncing.store(false, Ordering::Relaxed);
     }
 
     pub fn release(&self, reserved: u32) {

@@ -11,6 +11,7 @@ pub mod heartbeat;
 pub mod hub;
 pub mod outbound;
 pub mod reader;
+pub mod resume;
 pub mod session;
 mod signals;
 pub mod upgrade;
@@ -32,6 +33,7 @@ use crate::offline::Offline;
 use crate::presence::Presence;
 use crate::protocol::event::Limits;
 use crate::rates::Rates;
+use crate::resume::Syncs;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::typing::Typing;
@@ -59,6 +61,7 @@ pub struct Node {
     pub typing: Typing,
     pub watch: Watch,
     pub rates: Rates,
+    pub syncs: Syncs,
     pub metrics: Metrics,
     /// Every session's task; the stop waits for it.
     pub sessions: TaskTracker,

@@ -185,7 +185,9 @@ impl Outbound {
         if stored && state.resync {
             return Pushed::Covered;
         }
-        if state.fits(&item, self.bounds) {
+        // An answer that took its room beforehand has it, however much else is being written: a
+        // large one would find none beside a queue full of events.
+        if item.reserved > 0 || state.fits(&item, self.bounds) {
             state.push(item);
             return Pushed::Queued;
         }
@@ -353,6 +355,18 @@ mod tests {
         assert_eq!(queue.push(stored()), Pushed::Resync);
         queue.written(&taken.items);
         assert_eq!(queue.take().await.items.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_the_room_it_took_beforehand() {
+        let queue = Outbound::new(BOUNDS, true);
+        assert_eq!(queue.push(item(Class::Stored(None), 900)), Pushed::Queued);
+        let taken = queue.take().await;
+        let answer = Item { reserved: 2, ..item(Class::Answer, 500) };
+        assert_eq!(queue.push(answer), Pushed::Queued);
+        assert_eq!(queue.written(&taken.items), 0);
+        assert_eq!(queue.bytes(), 500);
+        assert_eq!(queue.push(item(Class::Answer, 501)), Pushed::Overflow);
     }
 
     #[tokio::test]

@@ -238,10 +238,17 @@ async function firstRun() {
     await hasState(bubble(linus, `written while cut off ${run}`), ['sending']);
     await say(ada, `Linus, are you there? ${run}`);
     await sent(bubble(ada, `Linus, are you there? ${run}`));
+    // Far above the newest page: only who asks what changed since hears of it.
+    const asAda = { 'X-User-ID': ADA, 'Content-Type': 'application/json' };
+    const history = await (await fetch(new URL(`/api/v1/conversations/${group.id}/messages?limit=200`, base), { headers: asAda })).json();
+    const welcome = history.messages.find(m => m.content === `welcome Linus ${run}`);
+    const edited = await fetch(new URL(`/api/v1/messages/${welcome.id}`, base), { method: 'PUT', headers: asAda, body: JSON.stringify({ content: `welcome back Linus ${run}` }) });
+    check(edited.status === 200, `PUT /api/v1/messages/{id} answered ${edited.status}`);
     cut = false;
     await connected(linus);
     await sent(bubble(linus, `written while cut off ${run}`));
     await bubble(linus, `Linus, are you there? ${run}`).waitFor();
+    await bubble(linus, `welcome back Linus ${run}`).waitFor();
     await bubble(ada, `written while cut off ${run}`).waitFor();
     for (const page of [ada, linus]) {
       for (const text of [`written while cut off ${run}`, `Linus, are you there? ${run}`]) check((await bubble(page, text).count()) === 1, `"${text}" is shown ${await bubble(page, text).count()} times`);

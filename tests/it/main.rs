@@ -26,6 +26,7 @@ mod protocol;
 mod rates;
 mod receipts;
 mod requests;
+mod resume;
 mod rights;
 mod slow;
 mod startup;

@@ -4,6 +4,7 @@
 mod conversation;
 mod message;
 mod receipt;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod typing;
@@ -25,6 +26,7 @@ pub use conversation::{
 };
 pub use message::{EditMessage, SendMessage};
 pub use receipt::Ack;
+pub use sync::{Sync, SyncRequest};
 pub use typing::{Typing, TypingState};
 pub use watch::WatchPresence;
 
@@ -33,6 +35,7 @@ pub const MAX_TITLE_BYTES: usize = 256;
 pub const MAX_MENTIONS: usize = 100;
 pub const MAX_USER_IDS: usize = 100;
 pub const MAX_PAGE: u32 = 200;
+pub const MAX_SYNC_CONVERSATIONS: usize = 1_000;
 pub const MESSAGE_ID_FORM: &str = "a message id is a UUID";
 const MAX_REF_BYTES: usize = 128;
 /// Of objects and lists in each other.
@@ -58,6 +61,7 @@ pub enum Command {
     WatchPresence(WatchPresence),
     /// The socket is to outlive the token it was opened with.
     RefreshToken(Token),
+    Sync(Sync),
     Ping,
 }
 
@@ -89,6 +93,7 @@ impl Command {
             Self::Typing(_) => "typing",
             Self::WatchPresence(_) => "watch_presence",
             Self::RefreshToken(_) => "refresh_token",
+            Self::Sync(_) => "sync",
             Self::Ping => "ping",
         }
     }
@@ -143,10 +148,13 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
             }
             from_value::<Refresh>(payload).map(|refresh| Command::RefreshToken(refresh.token))
         }
+        "sync" => {
+            from_value::<SyncRequest>(payload).and_then(SyncRequest::checked).map(Command::Sync)
+        }
         "ping" => Ok(Command::Ping),
         _ => {
             let known = "send_message, edit_message, delete_message, read_receipt, ack, typing, \
-                         watch_presence, refresh_token, ping";
+                         watch_presence, refresh_token, sync, ping";
             let detail = format!("the type is none of: {known}");
             Err(Problem::new(Code::UnknownCommand, detail))
         }

@@ -82,7 +82,7 @@ impl TryFrom<ConversationRow> for Conversation {
 
 /// A conversation as one of its members is shown it.
 #[derive(FromRow)]
-struct MineRow {
+pub(super) struct MineRow {
     #[sqlx(flatten)]
     conversation: ConversationRow,
     last_activity_at: OffsetDateTime,
@@ -163,7 +163,7 @@ impl Postgres {
         Ok((self.shown(rows).await?, cursor))
     }
 
-    async fn shown(&self, rows: Vec<MineRow>) -> Result<Vec<Conversation>> {
+    pub(super) async fn shown(&self, rows: Vec<MineRow>) -> Result<Vec<Conversation>> {
         let ids: Vec<_> =
             rows.iter().filter_map(|row| row.last_message_id.map(MessageId)).collect();
         let mut last_messages = self.messages(&ids).await?;

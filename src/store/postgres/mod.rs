@@ -13,6 +13,7 @@ mod messages;
 mod outbox;
 mod receipts;
 pub mod sql;
+mod sync;
 mod verify;
 mod writer;
 
@@ -152,6 +153,10 @@ impl Postgres {
     pub fn pool_use(&self) -> (usize, usize) {
         let idle = self.pool.num_idle();
         ((self.pool.size() as usize).saturating_sub(idle), idle)
+    }
+
+    pub fn pool_size(&self) -> usize {
+        self.pool.options().get_max_connections() as usize
     }
 
     pub fn writer(&self) -> PostgresWriter {

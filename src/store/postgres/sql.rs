@@ -55,7 +55,10 @@ statements! {
     SETTLE_OUTBOX = "settle_outbox";
     THREAD = "thread";
     THREAD_AFTER = "thread_after";
+    SYNC_HEADS = "sync_heads";
+    SYNC_PAGES = "sync_pages";
     TOLD = "told";
     CONVERSATION = "conversation_mine" "conversation_shown";
     CONVERSATIONS = "conversations_mine" "conversation_shown";
+    CONVERSATIONS_NAMED = "conversations_named" "conversation_shown";
 }

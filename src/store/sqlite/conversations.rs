@@ -20,16 +20,7 @@ impl Sqlite {
         id: ConversationId,
     ) -> Result<Option<Conversation>> {
         let mut tx = self.snapshot().await?;
-        let row: Option<MyConversationRow> = sqlx::query_as(sql::CONVERSATION)
-            .bind(user.0)
-            .bind(id.0)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(error::of)?;
-        let Some(row) = row else { return Ok(None) };
-        let mut conversation = shown_to_member(&mut tx, vec![row]).await?.remove(0);
-        conversation.members = members_if_few(&mut tx, id).await?;
-        Ok(Some(conversation))
+        of_member(&mut tx, user, id).await
     }
 
     pub async fn conversations(
@@ -137,6 +128,24 @@ impl Sqlite {
         // No last message: not all who get the event may see it.
         Ok(Some(Conversation { members, ..row.shown(None)? }))
     }
+}
+
+/// The conversation as its member sees it; None if he is none.
+pub(super) async fn of_member(
+    connection: &mut SqliteConnection,
+    user: UserId,
+    id: ConversationId,
+) -> Result<Option<Conversation>> {
+    let row: Option<MyConversationRow> = sqlx::query_as(sql::CONVERSATION)
+        .bind(user.0)
+        .bind(id.0)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(error::of)?;
+    let Some(row) = row else { return Ok(None) };
+    let mut conversation = shown_to_member(connection, vec![row]).await?.remove(0);
+    conversation.members = members_if_few(connection, id).await?;
+    Ok(Some(conversation))
 }
 
 /// Adds to each row its last message.

@@ -15,6 +15,7 @@ mod messages;
 mod outbox;
 mod receipts;
 mod sql;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -76,6 +76,8 @@ statements! {
     STORE_EPOCH = "store_epoch",
     THREAD = "thread",
     THREAD_AFTER = "thread_after",
+    SYNC_HEADS = "sync_heads",
+    SYNC_PAGES = "sync_pages",
     TOLD = "told",
 }
 

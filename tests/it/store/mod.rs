@@ -12,6 +12,7 @@ mod read;
 mod receipts;
 mod send;
 mod settle;
+mod sync;
 mod upkeep;
 
 use fixture::Fixture;
@@ -101,6 +102,11 @@ on_each_store! {
         each_recipient_of_a_message_is_shown_with_times,
         times_are_forgotten_and_the_state_is_not,
         an_acknowledgement_moves_all_up_to_it_or_nothing;
+    sync:
+        a_client_ends_with_what_the_model_has,
+        a_page_is_complete_up_to_where_it_ends,
+        heads_are_those_of_the_range,
+        a_copy_of_another_log_is_reset;
     upkeep:
         an_outbox_row_is_claimed_when_its_lease_runs_out,
         a_row_that_cannot_be_read_holds_up_no_other,

@@ -1,6 +1,6 @@
 -- Follows a `with mine as (..)`: what a member is shown of each of his conversations.
 select m.id, m.kind, m.title, m.created_by, m.created_at, m.last_seq, m.last_activity_at,
-    m.role, m.can_send_messages, m.delivered_seq, m.read_seq, m.muted_until,
+    m.user_id, m.role, m.can_send_messages, m.delivered_seq, m.read_seq, m.muted_until,
     -- The last message is the newest: if he may not see it, he may see none.
     (
         select last.id
