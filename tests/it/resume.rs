@@ -14,14 +14,16 @@ use crate::harness::scenarios;
 
 scenarios! {
     a_device_that_was_away_gets_exactly_what_it_missed,
-    live_events_during_a_resume_are_neither_lost_nor_doubled,
+    live_events_during_a_resume_are_neither_lost_nor_doubled ["RATE_SYNCS_PER_USER" = "0"],
     one_who_was_removed_is_told_and_reads_nothing,
     another_log_is_reset,
     conversations_that_were_not_named_are_listed,
-    a_range_is_read_page_by_page,
-    a_year_away_is_one_row_per_message,
+    a_range_is_read_page_by_page ["RATE_SYNCS_PER_USER" = "0"],
+    a_year_away_is_one_row_per_message ["RATE_SYNCS_PER_USER" = "0"],
     what_is_not_a_sync_is_refused,
-    one_sync_at_a_time_on_a_socket,
+    one_sync_at_a_time_on_a_socket ["RATE_SYNCS_PER_USER" = "0"],
+    who_syncs_too_often_waits ["RATE_SYNCS_PER_USER" = "1"],
+    what_a_page_shows_is_proven,
     an_answer_is_never_too_large_for_its_queue ["WS_CLIENT_BUFFER_BYTES" = "64KiB"],
 }
 
@@ -504,6 +506,41 @@ async fn one_sync_at_a_time_on_a_socket(cluster: &Cluster) {
     }
     assert!(refused > 0, "none of 200 came while another was read");
     at_alice.command("sync", json!({ "conversations": {} })).await.ok();
+}
+
+async fn who_syncs_too_often_waits(cluster: &Cluster) {
+    let alice = user();
+    let rest = cluster.rest(0, alice);
+    let body = || json!({ "conversations": {} });
+    let mut replies = Vec::new();
+    for _ in 0..20 {
+        replies.push(rest.post(SYNC, body()).await);
+    }
+    let refused = replies.into_iter().find(|reply| reply.status != 200).expect("one is too many");
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    refused.refused(429, "rate_limited", None);
+    // The socket's syncs are counted with them.
+    let mut at_alice = cluster.connect(0, alice).await;
+    at_alice.command("sync", body()).await.refused(429, "rate_limited", None);
+}
+
+/// One who was away is told to have got his messages by the page that shows them.
+async fn what_a_page_shows_is_proven(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let conversation = cluster.group(0, alice, &[bob]).await;
+    let sent = [
+        cluster.send(0, alice, conversation, "one").await,
+        cluster.send(0, alice, conversation, "two").await,
+    ];
+    cluster.settled().await;
+    let mut at_alice = cluster.connect(0, alice).await;
+    let mut at_bob = cluster.connect(1, bob).await;
+    let cursors = json!({ "conversations": { conversation.to_string(): 1 } });
+    let page = at_bob.command("sync", cursors).await.ok();
+    assert_eq!(page["conversations"][0]["messages"][1]["id"], sent[1]["id"]);
+    let told = at_alice.event("message_delivered", "by the page").await;
+    assert_eq!((&told["from_seq"], &told["up_to_seq"]), (&json!(2), &json!(3)));
+    assert_eq!(told["user_id"], bob.to_string());
 }
 
 async fn an_answer_is_never_too_large_for_its_queue(cluster: &Cluster) {
