@@ -11,6 +11,7 @@ mod faults;
 mod handed;
 mod history;
 mod identity;
+mod leaks;
 mod lifecycle;
 mod limits;
 mod members;
