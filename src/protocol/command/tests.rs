@@ -39,6 +39,16 @@ fn a_send_is_decoded_with_its_ref() {
 }
 
 #[test]
+fn every_command_is_known() {
+    for name in COMMANDS {
+        match decode_text(&format!(r#"{{"type":"{name}"}}"#)).command {
+            Ok(command) => assert_eq!(command.name(), name),
+            Err(problem) => assert_ne!(problem.code, Code::UnknownCommand, "{name}"),
+        }
+    }
+}
+
+#[test]
 fn faults_name_the_field() {
     assert_eq!(refused("{").code, Code::Malformed);
     assert_eq!(refused("[]").code, Code::Malformed);

@@ -1,0 +1,79 @@
+//! Every command there is, and what it is answered with.
+
+use schemars::JsonSchema;
+use serde_json::{Value, json};
+
+use super::examples::{self as example, MESSAGE};
+use super::shape::{Shape, given, sent};
+use crate::ids::MessageId;
+use crate::protocol::command::{EditMessage, SendMessage};
+use crate::protocol::model::Message;
+
+pub struct CommandEntry {
+    pub name: &'static str,
+    pub description: &'static str,
+    pub payload: Option<(Shape, Value)>,
+    /// What an `ok` carries; None if the command is never answered by one.
+    pub answer: Option<(Shape, Value)>,
+}
+
+/// Edits the message it names.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "the shape of what `protocol::command` reads in two steps")]
+struct EditMessageCommand {
+    message_id: MessageId,
+    #[serde(flatten)]
+    edit: EditMessage,
+}
+
+/// Names a message.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "the shape of what `protocol::command` reads by itself")]
+struct MessageCommand {
+    message_id: MessageId,
+}
+
+/// A message as it was made or changed.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "the shape of `protocol::event::MessageAnswer`, which borrows")]
+struct MessageAnswer {
+    message: Message,
+}
+
+/// Nothing besides that it was done.
+#[derive(JsonSchema)]
+#[schemars(extend("properties" = {}))]
+struct Done {}
+
+pub fn commands() -> Vec<CommandEntry> {
+    let message = |message: Value| Some((sent::<MessageAnswer>(), json!({ "message": message })));
+    let mut edit = example::edit();
+    edit["message_id"] = MESSAGE.into();
+    vec![
+        CommandEntry {
+            name: "send_message",
+            description: "Sends a message; answered when it is committed. The same \
+                `client_message_id` with the same body gives the first message again.",
+            payload: Some((given::<SendMessage>(), example::send())),
+            answer: message(example::message()),
+        },
+        CommandEntry {
+            name: "edit_message",
+            description: "Edits one's own message.",
+            payload: Some((given::<EditMessageCommand>(), edit)),
+            answer: message(example::edited()),
+        },
+        CommandEntry {
+            name: "delete_message",
+            description: "Deletes one's own message: its place is left, without content.",
+            payload: Some((given::<MessageCommand>(), json!({ "message_id": MESSAGE }))),
+            answer: message(example::deleted()),
+        },
+        CommandEntry {
+            name: "ping",
+            description: "Asks for a sign of life: the event `pong`; and with a `ref` an `ok`, too.",
+            payload: None,
+            answer: Some((sent::<Done>(), json!({}))),
+        },
+    ]
+}
