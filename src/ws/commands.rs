@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Duration, Instant};
@@ -45,7 +45,7 @@ pub async fn on_message(
     let size = message.len();
     if size > limit {
         let detail = format!("the frame has {size} bytes, at most {limit} are allowed");
-        session.answer(event::error(None, &Problem::new(Code::TooLarge, detail)));
+        answer(event::error(None, &Problem::new(Code::TooLarge, detail)), session).await;
         return Ok(());
     }
     // Fragments and binary frames have not been checked yet; text in binary frames is text.
@@ -72,7 +72,7 @@ pub async fn on_message(
             if frame.is_send {
                 node.metrics.sends.refused.of(problem.code).increment(1);
             }
-            session.answer(event::error(reference.as_deref(), &problem));
+            answer(event::error(reference.as_deref(), &problem), session).await;
             if matches!(problem.code, Code::Malformed | Code::UnknownCommand) {
                 faults.add()?;
             }
@@ -108,9 +108,9 @@ async fn on_command(
 ) {
     match command {
         Command::Ping => {
-            session.answer(Event::Pong { timestamp: Timestamp::now() }.encode());
+            answer(Event::Pong { timestamp: Timestamp::now() }.encode(), session).await;
             if let Some(reference) = reference {
-                session.answer(event::ok(&reference, json!({})));
+                answer(event::ok(&reference, json!({})), session).await;
             }
         }
         Command::SendMessage(send) => {
@@ -193,6 +193,12 @@ async fn refresh_token(
     }
     let expires_at = identity.expires_at().expect("what a token proves ends with it");
     Ok(session.extend(expires_at))
+}
+
+/// Answers at once, which also waits for room: a client that sends many at once is slowed down.
+async fn answer(bytes: Bytes, session: &Session) {
+    let reserved = session.reserve(bytes.len()).await;
+    session.push(Item { reserved, ..Item::text(bytes, Class::Answer) });
 }
 
 async fn amend(
