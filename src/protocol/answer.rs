@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::model::{Conversation, Member, Message, Version};
+use super::model::{Conversation, Member, Message, MessageReceipt, Version};
 use crate::clock::Timestamp;
 use crate::ids::{DeviceId, NodeId, UserId};
 
@@ -35,6 +35,14 @@ pub struct MessageList {
 #[derive(Serialize, JsonSchema)]
 pub struct EditList {
     pub edits: Vec<Version>,
+}
+
+/// A page of how far a message's recipients are with it, in order of user id.
+#[derive(Serialize, JsonSchema)]
+pub struct ReceiptList {
+    pub receipts: Vec<MessageReceipt>,
+    /// For the next page; null on the last one.
+    pub next_cursor: Option<UserId>,
 }
 
 /// Of those asked for, the ones with whom one shares a conversation.

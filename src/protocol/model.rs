@@ -231,11 +231,11 @@ pub struct Member {
 }
 
 /// How far one member is with one message.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MessageReceipt {
     pub user_id: UserId,
     pub delivered: bool,
-    /// None also if it was so long ago, or in so large a group, that no time is kept.
+    /// null also if it was so long ago, or in so large a group, that no time is kept.
     pub delivered_at: Option<Timestamp>,
     pub read: bool,
     pub read_at: Option<Timestamp>,

@@ -135,12 +135,12 @@ async fn on_command(
         Command::Ack(_) if !session.acks => {
             let detail = "ack is for sockets that were opened with /ws?features=acks";
             let problem = Problem::new(Code::Conflict, detail);
-            session.answer(event::error(reference.as_deref(), &problem));
+            answer(event::error(reference.as_deref(), &problem), session).await;
         }
         Command::Ack(ack) => {
             session.on_ack(&ack, &node.write_path.proofs);
             if let Some(reference) = reference {
-                session.answer(event::ok(&reference, json!({})));
+                answer(event::ok(&reference, json!({})), session).await;
             }
         }
         Command::EditMessage(message_id, edit) => {

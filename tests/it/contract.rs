@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tidings::http::docs::{frame_schemas, openapi_document};
 
-use crate::harness::client::Answer;
+use crate::harness::client::{Answer, Client, Opening};
 use crate::harness::cluster::{Cluster, user};
 use crate::harness::http::Rest;
 use crate::harness::scenarios;
@@ -135,7 +135,9 @@ async fn every_example_of_a_command_is_accepted(cluster: &Cluster) {
     for operation in operations.filter(|operation| operation["action"] == "receive") {
         let name = operation["title"].as_str().unwrap();
         let place = Place::new(cluster).await;
-        let mut client = cluster.connect(0, place.ada).await;
+        // Who promises acks may do all that others may.
+        let opening = Opening { query: "?features=acks", ..Opening::new(place.ada) };
+        let mut client = Client::open(cluster.addr(0), opening).await.expect("the socket opens");
         let example = &document["components"]["messages"][name]["examples"][0]["payload"];
         let payload: Value = serde_json::from_str(&place.told(example)).unwrap();
         let payload = payload.get("payload").cloned().unwrap_or(json!({}));

@@ -11,8 +11,12 @@ const DESCRIPTION: &str = "\
 A WebSocket at `/ws`; REST is described in `/openapi.json`. Frames are JSON in text frames.
 
 A client that offers the subprotocol `tidings.v1.json` gets all events. One that offers none is a \
-*classic* client: it gets `hello`, `new_message`, `message_updated`, `message_deleted`, `pong`, `ok` and \
-`error`, and is closed with 4003 where others get a `resync`.
+*classic* client: it gets `hello`, `new_message`, `message_updated`, `message_deleted`, \
+`message_delivered`, `message_read`, `pong`, `ok` and `error`, and is closed with 4003 where others get a \
+`resync`.
+
+Behind events the node sends WebSocket pings, whose pongs prove the delivery. A client that wants to say \
+more opens `/ws?features=acks`: then only its `ack` proves it.
 
 A command with a `ref` is answered by `ok` or `error` with the same `ref`; one without is answered \
 only if it is refused. Fields and event types that are not known are ignored on both sides. An event's `seq` is its change's \

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 
-use super::examples::{self as example, MESSAGE};
+use super::examples::{self as example, CONVERSATION, MESSAGE};
 use super::shape::{Shape, given, sent};
 use crate::ids::MessageId;
-use crate::protocol::command::{EditMessage, SendMessage};
+use crate::protocol::command::{Ack, EditMessage, SendMessage};
 use crate::protocol::model::Message;
 
 pub struct CommandEntry {
@@ -68,6 +68,19 @@ pub fn commands() -> Vec<CommandEntry> {
             description: "Deletes one's own message: its place is left, without content.",
             payload: Some((given::<MessageCommand>(), json!({ "message_id": MESSAGE }))),
             answer: message(example::deleted()),
+        },
+        CommandEntry {
+            name: "read_receipt",
+            description: "All up to this message was read.",
+            payload: Some((given::<MessageCommand>(), json!({ "message_id": MESSAGE }))),
+            answer: Some((sent::<Done>(), json!({}))),
+        },
+        CommandEntry {
+            name: "ack",
+            description: "All up to these seqs is held. For sockets opened with \
+                `/ws?features=acks`, which promises it.",
+            payload: Some((given::<Ack>(), json!({ "conversations": { CONVERSATION: 2 } }))),
+            answer: Some((sent::<Done>(), json!({}))),
         },
         CommandEntry {
             name: "ping",

@@ -80,6 +80,16 @@ pub fn version() -> Value {
     })
 }
 
+pub fn receipts() -> Value {
+    json!([{
+        "user_id": GRACE,
+        "delivered": true,
+        "delivered_at": AT,
+        "read": true,
+        "read_at": LATER,
+    }])
+}
+
 fn member(user: &str, role: &str) -> Value {
     json!({
         "user_id": user,
@@ -169,7 +179,7 @@ pub fn event(kind: &str) -> Value {
         "message_updated" => of(edited()),
         "message_deleted" => of(deleted()),
         "conversation_updated" => conversation_event(),
-        "message_delivered" => json!({
+        "message_delivered" | "message_read" => json!({
             "message_id": MESSAGE,
             "conversation_id": CONVERSATION,
             "user_id": GRACE,

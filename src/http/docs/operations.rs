@@ -9,6 +9,7 @@ use crate::http::answer::DEFAULT_PAGE;
 use crate::ids::DeviceId;
 use crate::protocol::answer::{
     ConversationList, EditList, Health, MessageList, ParticipantList, PresenceList, Readiness,
+    ReceiptList,
 };
 use crate::protocol::code::Code;
 use crate::protocol::command::{
@@ -97,6 +98,34 @@ fn messages() -> Vec<Operation> {
             json!({ "edits": [example::version()] }),
         )
         .problems(&[Code::NotFound]),
+        Operation::api(Route::Read, "POST", Tag::Messages, "readMessage", "All up to it was read")
+            .description("Read implies delivered. The senders are told.")
+            .answer_empty(204, "Noted, or known before.")
+            .problems(&[Code::NotFound, Code::Busy]),
+        Operation::api(
+            Route::Delivered,
+            "POST",
+            Tag::Messages,
+            "deliverMessage",
+            "All up to it was delivered",
+        )
+        .description("For a phone that a push woke and that has no socket.")
+        .answer_empty(204, "Noted, or known before.")
+        .problems(&[Code::NotFound, Code::Busy]),
+        Operation::api(
+            Route::Receipts,
+            "GET",
+            Tag::Messages,
+            "listReceipts",
+            "How far its recipients are",
+        )
+        .parameters([limit(), cursor(uuid(), GRACE)])
+        .answer::<ReceiptList>(
+            200,
+            "A page, in order of user id.",
+            json!({ "receipts": example::receipts(), "next_cursor": null }),
+        )
+        .problems(&[Code::NotFound, Code::Invalid]),
         Operation::api(
             Route::History,
             "GET",
@@ -265,6 +294,13 @@ fn socket() -> Vec<Operation> {
                 ),
                 header("X-Platform", "`ios`, `android`, `web`.", name(), "web".into()),
                 header("X-App-Version", "The app's own.", name(), "1.4.2".into()),
+                query(
+                    "features",
+                    "What the client promises, with commas between: `acks`, that it will \
+                     acknowledge what it holds.",
+                    json!({ "type": "string" }),
+                    "acks".into(),
+                ),
                 header(
                     "Sec-WebSocket-Protocol",
                     "The subprotocols offered.",
