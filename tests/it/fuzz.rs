@@ -189,7 +189,7 @@ async fn mutated_commands_are_answered_and_end_no_session() {
                 let what = || format!("seed {seed}, command {at}: {text:.500}");
                 client.send_text(&text).await;
                 let mark = format!("mark-{at}");
-                client.send_text(&json!({ "type": "ping", "ref": mark }).to_string()).await;
+                client.try_send_text(&json!({ "type": "ping", "ref": mark }).to_string()).await;
                 loop {
                     let Some(event) = client.try_next().await else {
                         assert!(faults > FAULTS, "closed too early, {}", what());

@@ -168,6 +168,12 @@ impl Client {
         within(PATIENCE, "a frame goes out", sent).await.expect("the socket is open");
     }
 
+    /// The same on a socket that the server may have closed meanwhile, which shows by what is read.
+    pub async fn try_send_text(&mut self, text: &str) {
+        let sent = self.sink.send(Message::text(text));
+        let _ = within(PATIENCE, "a frame goes out", sent).await;
+    }
+
     pub async fn send_binary(&mut self, bytes: &[u8]) {
         let sent = self.sink.send(Message::binary(bytes.to_vec()));
         within(PATIENCE, "a frame goes out", sent).await.expect("the socket is open");
