@@ -374,7 +374,7 @@ impl Route {
 
     /// Whether the admin listener is where it belongs.
     pub fn is_admin(self) -> bool {
-        self == Self::Metrics
+        matches!(self, Self::Metrics | Self::Disconnect)
     }
 
     pub fn methods(self) -> &'static [&'static str] {

@@ -45,6 +45,20 @@ pub struct ReceiptList {
     pub next_cursor: Option<UserId>,
 }
 
+/// Stands for who asked for it, once, at `/ws?ticket=`.
+#[derive(Serialize, JsonSchema)]
+pub struct Ticket {
+    pub ticket: String,
+    /// In seconds.
+    pub expires_in: u64,
+}
+
+/// Until when the socket's identity holds now.
+#[derive(Serialize, JsonSchema)]
+pub struct TokenRefreshed {
+    pub expires_at: Timestamp,
+}
+
 /// Of those asked for, the ones with whom one shares a conversation.
 #[derive(Serialize, JsonSchema)]
 pub struct PresenceList<'a> {

@@ -12,6 +12,7 @@ use super::handle::Session;
 use super::outbound::{Class, Item};
 use super::{Node, resume, signals};
 use crate::clock::Timestamp;
+use crate::protocol::answer::TokenRefreshed;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command, Token};
 use crate::protocol::event::{self, Event, MessageAnswer};
@@ -155,9 +156,8 @@ async fn on_command(
             // The issuer may have to be asked for a key.
             node.clone().sessions.spawn(async move {
                 let answer = match refresh_token(&token, &session, &node).await {
-                    Ok(expires_at) => reference.map(|reference| {
-                        event::ok(&reference, json!({ "expires_at": expires_at }))
-                    }),
+                    Ok(expires_at) => reference
+                        .map(|reference| event::ok(&reference, TokenRefreshed { expires_at })),
                     Err(problem) => Some(event::error(reference.as_deref(), &problem)),
                 };
                 match answer {

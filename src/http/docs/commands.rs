@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::examples::{self as example, CONVERSATION, MESSAGE};
 use super::shape::{Shape, given, sent};
 use crate::ids::MessageId;
+use crate::protocol::answer::TokenRefreshed;
 use crate::protocol::command::{Ack, EditMessage, SendMessage};
 use crate::protocol::model::Message;
 
@@ -31,6 +32,13 @@ struct EditMessageCommand {
 #[expect(dead_code, reason = "the shape of what `protocol::command` reads by itself")]
 struct MessageCommand {
     message_id: MessageId,
+}
+
+/// Brings a token.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "the shape of what `protocol::command` keeps secret")]
+struct RefreshCommand {
+    token: String,
 }
 
 /// A message as it was made or changed.
@@ -81,6 +89,19 @@ pub fn commands() -> Vec<CommandEntry> {
                 `/ws?features=acks`, which promises it.",
             payload: Some((given::<Ack>(), json!({ "conversations": { CONVERSATION: 2 } }))),
             answer: Some((sent::<Done>(), json!({}))),
+        },
+        CommandEntry {
+            name: "refresh_token",
+            description: "The socket is to outlive the token it was opened with: one of the same \
+                user that ends later.",
+            payload: Some((
+                given::<RefreshCommand>(),
+                json!({ "token": "eyJhbGciOiJFUzI1NiJ9..." }),
+            )),
+            answer: Some((
+                sent::<TokenRefreshed>(),
+                json!({ "expires_at": "2026-11-22T10:30:00.000Z" }),
+            )),
         },
         CommandEntry {
             name: "ping",

@@ -15,8 +15,11 @@ use crate::protocol::problem::Problem;
 const DESCRIPTION: &str = "\
 REST beside the WebSocket of `/ws`, whose frames are described in `/asyncapi.json`.
 
-**Who is asking** stands in the header `X-User-ID`, which the gateway sets. In dev mode, on a laptop, \
-everyone is believed.
+**Who is asking** stands in the header `X-User-ID`, which the gateway sets; or, where the node checks \
+tokens itself (`AUTH_MODE=jwt`), in `Authorization: Bearer`. In dev mode, on a laptop, everyone is believed.
+
+**Pages** of the origins in `ALLOWED_ORIGINS` may call all of this (CORS); `OPTIONS` answers a browser's \
+question with 204. From pages of other origins nothing is changed: 403.
 
 **Refusals** are RFC 9457 problems with a stable `code`, the `field` at fault, and `retry_ms` where \
 trying again helps. What does not exist and what is not yours are told apart by nobody: both are 404. A \
@@ -58,13 +61,23 @@ pub fn document() -> Value {
                     "type": "apiKey",
                     "in": "header",
                     "name": "X-User-ID",
-                    "description": "The user's id, a UUID.",
+                    "description": "The user's id, a UUID: in dev and gateway mode.",
+                },
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "A signed token whose `sub` is the user: in jwt mode.",
                 },
             },
             "headers": {
                 "X-Request-ID": {
                     "description": "The request's own, or a new one.",
                     "required": true,
+                    "schema": { "type": "string" },
+                },
+                "WWW-Authenticate": {
+                    "description": "`Bearer`, where tokens are checked.",
                     "schema": { "type": "string" },
                 },
                 "Retry-After": {
@@ -124,7 +137,7 @@ fn written(operation: &Operation, shapes: &mut Shapes, problem: &Value) -> Value
             description => description.to_owned(),
         },
         "security": if operation.private || operation.route == Route::Socket {
-            json!([{ "user": [] }])
+            json!([{ "user": [] }, { "token": [] }])
         } else {
             json!([])
         },
@@ -213,10 +226,16 @@ fn refusal(status: u16, codes: &[Code], problem: &Value) -> Value {
             (code.name().to_owned(), json!({ "value": problem }))
         })
         .collect();
-    let retry = codes.iter().any(|code| code.retry_ms().is_some());
+    let mut more = Vec::new();
+    if status == 401 {
+        more.push("WWW-Authenticate");
+    }
+    if codes.iter().any(|code| code.retry_ms().is_some()) {
+        more.push("Retry-After");
+    }
     json!({
         "description": lines.join(" "),
-        "headers": headers(if retry { &["Retry-After"] } else { &[] }),
+        "headers": headers(&more),
         "content": { "application/problem+json": { "schema": schema, "examples": examples } },
     })
 }

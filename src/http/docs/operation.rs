@@ -137,7 +137,8 @@ impl Operation {
             parameters: Vec::new(),
             body: None,
             answers: Vec::new(),
-            problems: vec![Code::Internal],
+            // A page of a foreign origin, or in dev mode a foreign name for this host.
+            problems: vec![Code::ForeignOrigin, Code::Internal],
             private: false,
         }
     }

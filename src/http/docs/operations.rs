@@ -5,11 +5,12 @@ use serde_json::{Value, json};
 use super::examples::{self as example, CONVERSATION, GRACE, MESSAGE};
 use super::operation::{Operation, Parameter, Tag, header, query};
 use crate::http::Route;
+use crate::http::admin::Disconnect;
 use crate::http::answer::DEFAULT_PAGE;
 use crate::ids::DeviceId;
 use crate::protocol::answer::{
     ConversationList, EditList, Health, MessageList, ParticipantList, PresenceList, Readiness,
-    ReceiptList,
+    ReceiptList, Ticket,
 };
 use crate::protocol::code::Code;
 use crate::protocol::command::{
@@ -278,11 +279,29 @@ fn socket() -> Vec<Operation> {
     let socket =
         Operation::open(Route::Socket, "GET", Tag::Socket, "openSocket", "Open a WebSocket");
     vec![
+        Operation::api(
+            Route::Tickets,
+            "POST",
+            Tag::Socket,
+            "createTicket",
+            "A ticket for a socket",
+        )
+        .description(
+            "For pages, which can set no headers on a socket: stands for who asked for it, \
+                 once, on any node, and ends with the token that made it.",
+        )
+        .answer::<Ticket>(
+            201,
+            "For `/ws?ticket=`.",
+            json!({ "ticket": "3q2-7wEaLkGvWnJ0rZc5xTtYb8sHd1pQ", "expires_in": 30 }),
+        )
+        .problems(&[Code::Busy]),
         socket
             .description(
                 "Who offers the subprotocol `tidings.v1.json` gets all events; who offers none is \
-                 a classic client. Browsers, which cannot set headers, give `user_id`, \
-                 `device_id`, `platform` and `app_version` in the query: in dev mode only.",
+                 a classic client. Browsers, which cannot set headers, bring a `ticket`, or offer \
+                 `bearer.<token>` as a second subprotocol, and give `device_id`, `platform` and \
+                 `app_version` in the query; in dev mode `user_id`, too.",
             )
             .parameters([
                 header(
@@ -294,6 +313,12 @@ fn socket() -> Vec<Operation> {
                 ),
                 header("X-Platform", "`ios`, `android`, `web`.", name(), "web".into()),
                 header("X-App-Version", "The app's own.", name(), "1.4.2".into()),
+                query(
+                    "ticket",
+                    "From `/api/v1/ws-tickets`, in the place of a header.",
+                    json!({ "type": "string" }),
+                    "3q2-7wEaLkGvWnJ0rZc5xTtYb8sHd1pQ".into(),
+                ),
                 query(
                     "features",
                     "What the client promises, with commas between: `acks`, that it will \
@@ -342,6 +367,14 @@ fn node() -> Vec<Operation> {
             .description("On `ADMIN_ADDR`; without it, on the main port in dev mode.")
             .answer_other(200, "In the text format.", "text/plain", "tidings_sockets_open 2\n")
             .problems(&[Code::NotFound]),
+        Operation::open(Route::Disconnect, "POST", tag, "disconnect", "Cut somebody off")
+            .description(
+                "Ends the sockets of a user, or of one device, on all nodes, with 4403. Until his \
+                 token ends he can come back with it: revoke it first. On `ADMIN_ADDR` only.",
+            )
+            .body::<Disconnect>(json!({ "user_id": GRACE, "device_id": "laptop" }))
+            .answer_empty(204, "All nodes that hold one were told.")
+            .problems(&[Code::NotFound, Code::TooLarge, Code::Unavailable]),
         open(Route::Page, "getPage", "A page to chat with")
             .description("In dev mode only.")
             .answer_other(200, "HTML.", "text/html", "<!doctype html>")
