@@ -3,9 +3,9 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::model::{Conversation, Member, Message, MessageReceipt, Version};
+use super::model::{Conversation, Member, Message, MessageReceipt, UserPresence, Version};
 use crate::clock::Timestamp;
-use crate::ids::{DeviceId, NodeId, UserId};
+use crate::ids::{NodeId, UserId};
 
 /// A page of one's conversations, newest activity first.
 #[derive(Serialize, JsonSchema)]
@@ -27,8 +27,11 @@ pub struct ParticipantList {
 #[derive(Serialize, JsonSchema)]
 pub struct MessageList {
     pub messages: Vec<Message>,
-    /// Whether there are older ones.
+    /// Whether there are more in the direction that was asked for; around a message, older ones.
     pub has_more: bool,
+    /// Around a message: whether there are newer ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub has_more_after: Option<bool>,
 }
 
 /// What a message was before its edits, oldest first; nothing of a deleted one.
@@ -61,26 +64,8 @@ pub struct TokenRefreshed {
 
 /// Of those asked for, the ones with whom one shares a conversation.
 #[derive(Serialize, JsonSchema)]
-pub struct PresenceList<'a> {
-    pub presence: Vec<Presence<'a>>,
-}
-
-/// Whether and from where a user is connected.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "UserPresence")]
-pub struct Presence<'a> {
-    pub user_id: UserId,
-    pub online: bool,
-    pub devices: Vec<Device<'a>>,
-    /// null while online, and if it is not known.
-    pub last_seen: Option<Timestamp>,
-}
-
-/// A device that is connected now.
-#[derive(Serialize, JsonSchema)]
-pub struct Device<'a> {
-    pub device_id: &'a DeviceId,
-    pub platform: Option<&'a str>,
+pub struct PresenceList {
+    pub presence: Vec<UserPresence>,
 }
 
 /// The process runs its loop.

@@ -41,11 +41,7 @@ pub enum Event<'a> {
         timestamp: Timestamp,
     },
     /// A user one watches came online with his first device, or went with his last.
-    Presence {
-        user_id: UserId,
-        online: bool,
-        last_seen: Option<Timestamp>,
-    },
+    Presence { user_id: UserId, online: bool, last_seen: Option<Timestamp> },
     /// Answers the command `ping`.
     Pong { timestamp: Timestamp },
     /// Stored events were not delivered: read again what was missed, in these conversations or,

@@ -242,16 +242,17 @@ pub struct MessageReceipt {
 }
 
 /// Whether a user is connected, as those are shown it with whom he shares a conversation.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct UserPresence {
     pub user_id: UserId,
     pub online: bool,
     pub devices: Vec<Device>,
-    /// Of one who is not online, if it is known.
+    /// Of one who is not online, if it is known; else null.
     pub last_seen: Option<Timestamp>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// What a user is connected from.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Device {
     pub device_id: DeviceId,
     pub platform: Option<Box<str>>,

@@ -63,9 +63,7 @@ pub async fn on_message(
                     node.metrics.sends.refused.of(problem.code).increment(1);
                 }
                 // Not read on until there is room for the answer: who hammers slows himself down.
-                let reserved = session.reserve(size).await;
-                let answer = event::error(reference.as_deref(), &problem);
-                session.push(Item { reserved, ..Item::text(answer, Class::Answer) });
+                answer(event::error(reference.as_deref(), &problem), session).await;
                 faults.add_haste()?;
             }
         },

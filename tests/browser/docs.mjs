@@ -23,7 +23,7 @@ const read = async path => (await fetch(base + path)).json();
 const [openapi, asyncapi] = await Promise.all([read('/openapi.json'), read('/asyncapi.json')]);
 const wanted = [
   ...Object.values(openapi.paths).flatMap(path => Object.values(path)).flatMap(o => o.operationId ? [`rest-${o.operationId}`] : []),
-  ...Object.values(asyncapi.operations).map(o => `socket-${o.title}`),
+  ...Object.keys(asyncapi.operations).map(id => `socket-${id}`),
   ...Object.keys(openapi.components.schemas).map(name => `rest-schema-${name}`),
   ...Object.keys(asyncapi.components.schemas).map(name => `socket-schema-${name}`),
 ];

@@ -136,7 +136,7 @@ fn commands(conversation: Uuid, message: &Value) -> Vec<Value> {
     let commands = commands.filter(|operation| operation["action"] == "receive");
     let examples = commands.map(|command| {
         let name = command["title"].as_str().unwrap();
-        let mut frame = messages[name]["examples"][0]["payload"].clone();
+        let mut frame = messages[&format!("{name}_command")]["examples"][0]["payload"].clone();
         for (field, value) in
             [("conversation_id", json!(conversation)), ("message_id", message["id"].clone())]
         {

@@ -12,7 +12,7 @@ A WebSocket at `/ws`; REST is described in `/openapi.json`. Frames are JSON in t
 
 A client that offers the subprotocol `tidings.v1.json` gets all events. One that offers none is a \
 *classic* client: it gets `hello`, `new_message`, `message_updated`, `message_deleted`, \
-`message_delivered`, `message_read`, `pong`, `ok` and `error`, and is closed with 4003 where others get a \
+`message_delivered`, `message_read`, `typing` (beginnings only), `pong`, `ok` and `error`, and is closed with 4003 where others get a \
 `resync`.
 
 Behind events the node sends WebSocket pings, whose pongs prove the delivery. A client that wants to say \
@@ -37,16 +37,18 @@ pub fn document() -> Value {
             replies.insert(0, on_channel(&answer.name));
             messages.insert(answer.name.clone(), message(answer));
         }
+        // An event may have the same name.
+        let key = format!("{}_command", frame.name);
         let operation = json!({
             "action": "receive",
             "title": frame.name,
             "description": frame.description,
             "channel": { "$ref": "#/channels/socket" },
-            "messages": [on_channel(&frame.name)],
+            "messages": [on_channel(&key)],
             "reply": { "channel": { "$ref": "#/channels/socket" }, "messages": replies },
         });
         operations.insert(format!("on_{}", frame.name), operation);
-        messages.insert(frame.name.clone(), message(frame));
+        messages.insert(key, message(frame));
     }
     sent.push(error);
     for frame in sent {

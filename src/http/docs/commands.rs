@@ -3,11 +3,11 @@
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 
-use super::examples::{self as example, CONVERSATION, MESSAGE};
+use super::examples::{self as example, CONVERSATION, GRACE, MESSAGE};
 use super::shape::{Shape, given, sent};
 use crate::ids::MessageId;
-use crate::protocol::answer::TokenRefreshed;
-use crate::protocol::command::{Ack, EditMessage, SendMessage};
+use crate::protocol::answer::{PresenceList, TokenRefreshed};
+use crate::protocol::command::{Ack, EditMessage, SendMessage, Typing, WatchPresence};
 use crate::protocol::model::Message;
 
 pub struct CommandEntry {
@@ -89,6 +89,22 @@ pub fn commands() -> Vec<CommandEntry> {
                 `/ws?features=acks`, which promises it.",
             payload: Some((given::<Ack>(), json!({ "conversations": { CONVERSATION: 2 } }))),
             answer: Some((sent::<Done>(), json!({}))),
+        },
+        CommandEntry {
+            name: "typing",
+            description: "Tells the other members that one begins to write, or stops.",
+            payload: Some((
+                given::<Typing>(),
+                json!({ "conversation_id": CONVERSATION, "is_typing": true }),
+            )),
+            answer: Some((sent::<Done>(), json!({}))),
+        },
+        CommandEntry {
+            name: "watch_presence",
+            description: "From now on, the event `presence` tells who of these comes or goes, and \
+                of nobody else. Not for classic clients.",
+            payload: Some((given::<WatchPresence>(), json!({ "user_ids": [GRACE] }))),
+            answer: Some((sent::<PresenceList>(), json!({ "presence": example::presence() }))),
         },
         CommandEntry {
             name: "refresh_token",

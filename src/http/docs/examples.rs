@@ -187,6 +187,13 @@ pub fn event(kind: &str) -> Value {
             "up_to_seq": 2,
             "timestamp": LATER,
         }),
+        "typing" => json!({
+            "conversation_id": CONVERSATION,
+            "user_id": GRACE,
+            "is_typing": true,
+            "timestamp": AT,
+        }),
+        "presence" => json!({ "user_id": GRACE, "online": false, "last_seen": AT }),
         "pong" => json!({ "timestamp": AT }),
         "resync" => json!({ "conversations": [CONVERSATION] }),
         "reconnect" => json!({ "after_ms": 1_500 }),

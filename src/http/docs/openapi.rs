@@ -188,8 +188,10 @@ fn parameter(parameter: &Parameter) -> Value {
         "required": parameter.required,
         "description": parameter.description,
         "schema": parameter.schema,
-        "example": parameter.example,
     });
+    if !parameter.example.is_null() {
+        value["example"] = parameter.example.clone();
+    }
     if parameter.schema["type"] == "array" {
         value["style"] = "form".into();
         value["explode"] = false.into();

@@ -66,6 +66,7 @@ pub struct Parameter {
     pub description: &'static str,
     pub required: bool,
     pub schema: Value,
+    /// null: none, for it does not go with the others.
     pub example: Value,
 }
 
@@ -154,7 +155,13 @@ impl Operation {
         let mut operation = Self::open(route, method, tag, id, summary);
         operation.private = true;
         // A body is read, and bounded, also where none is asked for.
-        operation.problems(&[Code::Unauthenticated, Code::TooLarge, Code::Unavailable])
+        operation.problems(&[
+            Code::Unauthenticated,
+            Code::RequestTimeout,
+            Code::TooLarge,
+            Code::RateLimited,
+            Code::Unavailable,
+        ])
     }
 
     pub fn description(self, description: &'static str) -> Self {

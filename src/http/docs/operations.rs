@@ -15,7 +15,7 @@ use crate::protocol::answer::{
 use crate::protocol::code::Code;
 use crate::protocol::command::{
     AddParticipants, CreateConversation, EditMessage, MAX_CLIENT_MESSAGE_ID_BYTES, MAX_PAGE,
-    MAX_USER_IDS, PatchConversation, PatchParticipant, SendMessage,
+    MAX_USER_IDS, PatchConversation, PatchParticipant, SendMessage, TypingState,
 };
 use crate::protocol::model::{Conversation, Message};
 use crate::ws::upgrade::MAX_NAME_BYTES;
@@ -134,9 +134,17 @@ fn messages() -> Vec<Operation> {
             "listMessages",
             "A conversation's history",
         )
+        .description(
+            "Newest first, whichever way it goes. At most one of `before_id`, `after_id` and \
+             `around_id` says where the page lies; `around_id` does not go with \
+             `parent_message_id`.",
+        )
         .parameters([
             limit(),
             query("before_id", "Messages older than this one.", uuid(), MESSAGE.into()),
+            query("after_id", "Messages newer than this one.", uuid(), Value::Null),
+            query("around_id", "This one, and those before and after it.", uuid(), Value::Null),
+            query("parent_message_id", "Replies to this one only.", uuid(), Value::Null),
         ])
         .answer::<MessageList>(
             200,
@@ -187,6 +195,11 @@ fn conversations() -> Vec<Operation> {
         Operation::api(Route::Conversation, "GET", tag, "getConversation", "One conversation")
             .answer::<Conversation>(200, "As the caller sees it.", example::conversation())
             .problems(&[Code::NotFound]),
+        Operation::api(Route::Typing, "POST", tag, "tellTyping", "Tell that one is typing")
+            .description("Told to the other members, stored nowhere.")
+            .body::<TypingState>(json!({ "is_typing": true }))
+            .answer_empty(204, "Taken.")
+            .problems(WRITE),
         Operation::api(Route::Conversation, "PATCH", tag, "patchConversation", "Rename a group")
             .description("By an owner or admin.")
             .body::<PatchConversation>(json!({ "title": "Compilers and more" }))
@@ -232,7 +245,10 @@ fn members() -> Vec<Operation> {
             "patchParticipant",
             "Change a member's rights",
         )
-        .description("By an owner or admin; roles are given, and owners touched, by owners only.")
+        .description(
+            "By an owner or admin; roles are given, and owners touched, by owners only. \
+             `muted_until` by oneself.",
+        )
         .body::<PatchParticipant>(json!({ "can_send_messages": true }))
         .answer::<Conversation>(200, "As the caller sees it.", example::conversation())
         .problems(WRITE)
@@ -341,6 +357,7 @@ fn socket() -> Vec<Operation> {
                 Code::Unauthenticated,
                 Code::ForeignOrigin,
                 Code::Busy,
+                Code::RateLimited,
                 Code::Unavailable,
             ]),
     ]
@@ -374,7 +391,7 @@ fn node() -> Vec<Operation> {
             )
             .body::<Disconnect>(json!({ "user_id": GRACE, "device_id": "laptop" }))
             .answer_empty(204, "All nodes that hold one were told.")
-            .problems(&[Code::NotFound, Code::TooLarge, Code::Unavailable]),
+            .problems(&[Code::NotFound, Code::RequestTimeout, Code::TooLarge, Code::Unavailable]),
         open(Route::Page, "getPage", "A page to chat with")
             .description("In dev mode only.")
             .answer_other(200, "HTML.", "text/html", "<!doctype html>")

@@ -89,8 +89,10 @@ pub struct PatchParticipant {
     pub role: Option<Role>,
     #[serde(default)]
     pub can_send_messages: Option<bool>,
-    /// None if it was left out, an inner None if it is null: not muted.
+    /// One's own; null ends it.
+    // None if it was left out, an inner None if it is null.
     #[serde(default, deserialize_with = "given")]
+    #[schemars(with = "Option<Timestamp>")]
     pub muted_until: Option<Option<Timestamp>>,
 }
 

@@ -120,7 +120,12 @@ pub fn check_event(event: &Value, answered: Option<&Value>) {
         ("ok", Some(command)) => {
             let name = command["type"].as_str().unwrap();
             check(document, &schema(&format!("{name}_ok")), event, &format!("the ok of {name}"));
-            check(document, &schema(name), command, &format!("the {name} that was accepted"));
+            check(
+                document,
+                &schema(&format!("{name}_command")),
+                command,
+                &format!("the {name} that was accepted"),
+            );
         }
         ("ok", None) => {}
         _ => check(document, &schema(kind), event, &format!("the event {kind}")),
