@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::answer::{self, Answer};
@@ -15,9 +16,11 @@ use crate::protocol::command;
 use crate::protocol::problem::Problem;
 use crate::ws::Node;
 
-#[derive(Deserialize)]
-struct Disconnect {
+/// Whose sockets are to end.
+#[derive(Deserialize, JsonSchema)]
+pub struct Disconnect {
     user_id: UserId,
+    /// Left out, all of his devices.
     #[serde(default)]
     device_id: Option<DeviceId>,
 }

@@ -14,7 +14,7 @@ use crate::protocol::problem::Problem;
 
 pub type Answer = Result<Response<Full<Bytes>>, Problem>;
 
-const DEFAULT_PAGE: u32 = 50;
+pub const DEFAULT_PAGE: u32 = 50;
 
 pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Full<Bytes>> {
     let body = serde_json::to_vec(value).expect("answers have string keys and no failing parts");

@@ -1,12 +1,12 @@
 //! Conversations: create, list, get, rename.
 
 use hyper::StatusCode;
-use serde_json::json;
 
 use super::Call;
 use super::answer::{self, Answer};
 use crate::clock::Timestamp;
 use crate::ids::ConversationId;
+use crate::protocol::answer::ConversationList;
 use crate::protocol::command::{self, CreateConversation, PatchConversation};
 use crate::protocol::model::Conversation;
 use crate::protocol::problem::Problem;
@@ -58,7 +58,7 @@ pub async fn list(call: Call<'_>) -> Answer {
     let page = call.node.store.conversations(call.user, call.limit()?, after.transpose()?).await;
     let (conversations, next) = page.map_err(|error| store_problem(&error))?;
     let next_cursor = next.map(|next| format!("{}.{}", next.last_activity_at.millis(), next.id));
-    answer::ok(&json!({ "conversations": conversations, "next_cursor": next_cursor }))
+    answer::ok(&ConversationList { conversations, next_cursor })
 }
 
 fn read_cursor(text: &str) -> Option<ConversationCursor> {

@@ -1,10 +1,9 @@
 //! A conversation's history, page by page: back, on, around a message, or of one thread.
 
-use serde_json::json;
-
 use super::Call;
 use super::answer::{self, Answer};
 use crate::ids::{ConversationId, MessageId};
+use crate::protocol::answer::MessageList;
 use crate::protocol::code::Code;
 use crate::protocol::command::MESSAGE_ID_FORM;
 use crate::protocol::model::Message;
@@ -44,7 +43,7 @@ pub async fn get(call: Call<'_>) -> Answer {
     let field = if after.is_some() { AFTER } else { BEFORE };
     let page = HistoryPage { anchor, thread, limit };
     let (messages, has_more) = read(&call, id, page, field).await?;
-    answer::ok(&json!({ "messages": messages, "has_more": has_more }))
+    answer::ok(&MessageList { messages, has_more, has_more_after: None })
 }
 
 /// The message itself, as many before it as after it, and one more before it if the limit is even.
@@ -65,11 +64,7 @@ async fn around_message(
     let message = message.ok_or_else(|| not_found(AROUND))?;
     let after = read(call, id, page(Anchor::After(around), newer), AROUND).await?;
     let messages: Vec<_> = after.0.into_iter().chain([message]).chain(before.0).collect();
-    answer::ok(&json!({
-        "messages": messages,
-        "has_more": before.1,
-        "has_more_after": after.1,
-    }))
+    answer::ok(&MessageList { messages, has_more: before.1, has_more_after: Some(after.1) })
 }
 
 async fn read(

@@ -1,10 +1,10 @@
 //! Sending a message, changing and reading one.
 
 use hyper::StatusCode;
-use serde_json::json;
 
 use super::Call;
 use super::answer::{self, Answer, outcome};
+use crate::protocol::answer::EditList;
 use crate::protocol::command::{EditMessage, SendMessage};
 use crate::protocol::problem::Problem;
 use crate::store::types::Amendment;
@@ -65,5 +65,5 @@ pub async fn edits(call: Call<'_>) -> Answer {
     let edits = call.node.store.edits(call.user, call.message_id()?).await;
     let edits = edits.map_err(|error| store_problem(&error))?;
     let edits = edits.ok_or_else(Problem::message_not_found)?;
-    answer::ok(&json!({ "edits": edits }))
+    answer::ok(&EditList { edits })
 }

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod answer;
 pub mod conversations;
 pub mod cors;
+pub mod docs;
 pub mod history;
 pub mod messages;
 pub mod participants;
@@ -263,6 +264,9 @@ pub enum Route {
     Presence,
     Tickets,
     Disconnect,
+    OpenApi,
+    AsyncApi,
+    Docs,
     Unknown,
 }
 
@@ -270,7 +274,7 @@ pub enum Route {
 type Path = [String; 2];
 
 impl Route {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::Page,
         Self::Health,
         Self::Ready,
@@ -292,6 +296,9 @@ impl Route {
         Self::Presence,
         Self::Tickets,
         Self::Disconnect,
+        Self::OpenApi,
+        Self::AsyncApi,
+        Self::Docs,
         Self::Unknown,
     ];
 
@@ -308,6 +315,9 @@ impl Route {
             (Door::Admin, _) => (Self::Unknown, none()),
             (Door::Main, ["metrics"]) if dev => (Self::Metrics, none()),
             (Door::Main, []) if dev => (Self::Page, none()),
+            (Door::Main, ["openapi.json"]) => (Self::OpenApi, none()),
+            (Door::Main, ["asyncapi.json"]) => (Self::AsyncApi, none()),
+            (Door::Main, ["docs"]) => (Self::Docs, none()),
             (Door::Main, ["ws"]) => (Self::Socket, none()),
             (Door::Main, ["api", "v1", rest @ ..]) => match rest {
                 ["messages"] => (Self::Messages, none()),
@@ -355,8 +365,16 @@ impl Route {
             Self::Presence => "/api/v1/presence",
             Self::Tickets => "/api/v1/ws-tickets",
             Self::Disconnect => "/admin/v1/disconnect",
+            Self::OpenApi => "/openapi.json",
+            Self::AsyncApi => "/asyncapi.json",
+            Self::Docs => "/docs",
             Self::Unknown => "unknown",
         }
+    }
+
+    /// Whether the admin listener is where it belongs.
+    pub fn is_admin(self) -> bool {
+        matches!(self, Self::Metrics | Self::Disconnect)
     }
 
     pub fn methods(self) -> &'static [&'static str] {
@@ -369,7 +387,10 @@ impl Route {
             | Self::Edits
             | Self::Receipts
             | Self::History
-            | Self::Presence => &["GET"],
+            | Self::Presence
+            | Self::OpenApi
+            | Self::AsyncApi
+            | Self::Docs => &["GET"],
             Self::Messages
             | Self::Read
             | Self::Delivered
@@ -423,6 +444,9 @@ async fn handle(
         Route::Health => return Ok(state::health()),
         Route::Ready => return Ok(state::ready(node).await),
         Route::Metrics => return Ok(state::metrics(node, &server.exporter)),
+        Route::OpenApi => return Ok(docs::openapi()),
+        Route::AsyncApi => return Ok(docs::asyncapi()),
+        Route::Docs => return Ok(docs::page()),
         Route::Socket => return upgrade::upgrade(node, request, peer).await,
         Route::Disconnect => return admin::disconnect(node, request.into_body()).await,
         _ => {}

@@ -1,10 +1,9 @@
 //! A conversation's members: list, add, change rights, remove, leave.
 
-use serde_json::json;
-
 use super::Call;
 use super::answer::{self, Answer};
 use super::conversations::shown;
+use crate::protocol::answer::ParticipantList;
 use crate::protocol::command::{AddParticipants, PatchParticipant};
 use crate::protocol::problem::Problem;
 use crate::store::types::Change;
@@ -21,7 +20,7 @@ pub async fn list(call: Call<'_>) -> Answer {
         .ok_or_else(Problem::conversation_not_found)?;
     let full = members.len() == limit as usize;
     let next_cursor = members.last().filter(|_| full).map(|member| member.user_id);
-    answer::ok(&json!({ "participants": members, "next_cursor": next_cursor }))
+    answer::ok(&ParticipantList { participants: members, next_cursor })
 }
 
 /// 200 with the conversation.

@@ -1,9 +1,8 @@
 //! How far members are with a message: to tell it, and to ask.
 
-use serde_json::json;
-
 use super::Call;
 use super::answer::{self, Answer, outcome};
+use crate::protocol::answer::ReceiptList;
 use crate::protocol::model::ReceiptKind;
 use crate::protocol::problem::Problem;
 use crate::store::types::Receipt;
@@ -26,5 +25,5 @@ pub async fn list(call: Call<'_>) -> Answer {
         receipts.map_err(|error| store_problem(&error))?.ok_or_else(Problem::message_not_found)?;
     let full = receipts.len() == limit as usize;
     let next_cursor = receipts.last().filter(|_| full).map(|receipt| receipt.user_id);
-    answer::ok(&json!({ "receipts": receipts, "next_cursor": next_cursor }))
+    answer::ok(&ReceiptList { receipts, next_cursor })
 }

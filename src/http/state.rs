@@ -8,16 +8,16 @@ use hyper::body::Bytes;
 use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue};
 use hyper::{Response, StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::json;
 
 use super::answer;
+use crate::protocol::answer::{Health, Readiness, Ready};
 use crate::telemetry::metrics::PoolState;
 use crate::ws::Node;
 
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The page may run its own script and talk to this node, and nothing else.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+pub const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
     script-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; \
     form-action 'none'; frame-ancestors 'none'";
 
@@ -31,7 +31,7 @@ pub fn page() -> Response<Full<Bytes>> {
 
 /// The process runs its loop: nothing else is asked.
 pub fn health() -> Response<Full<Bytes>> {
-    answer::json(StatusCode::OK, &json!({ "status": "ok" }))
+    answer::json(StatusCode::OK, &Health { status: "ok" })
 }
 
 /// 200 while the node can store messages and is not stopping. A bus or an offline sink that is
@@ -43,21 +43,20 @@ pub async fn ready(node: &Arc<Node>) -> Response<Full<Bytes>> {
     let offline = node.offline.is_up();
     let stopping = node.stopping.is_cancelled();
     let status = match (store && !stopping, bus && offline) {
-        (false, _) => "not_ready",
-        (true, false) => "degraded",
-        (true, true) => "ready",
+        (false, _) => Ready::NotReady,
+        (true, false) => Ready::Degraded,
+        (true, true) => Ready::Ready,
     };
-    let up = |up: bool| if up { "up" } else { "down" };
-    let body = json!({
-        "status": status,
-        "stopping": stopping,
-        "node_id": node.presence.node_id(),
-        "store": up(store),
-        "bus": up(bus),
-        "offline": up(offline),
-    });
+    let body = Readiness {
+        status,
+        stopping,
+        node_id: node.presence.node_id(),
+        store: store.into(),
+        bus: bus.into(),
+        offline: offline.into(),
+    };
     let code = match status {
-        "not_ready" => StatusCode::SERVICE_UNAVAILABLE,
+        Ready::NotReady => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     };
     answer::json(code, &body)

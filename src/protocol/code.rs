@@ -149,27 +149,32 @@ impl CloseCode {
         Self::Lost,
     ];
 
-    fn entry(self) -> (u16, &'static str) {
+    /// (number, name, what happened)
+    fn entry(self) -> (u16, &'static str, &'static str) {
         match self {
-            Self::Normal => (1000, "normal"),
-            Self::GoingAway => (1001, "going_away"),
-            Self::ProtocolError => (1002, "protocol_error"),
-            Self::InvalidUtf8 => (1007, "invalid_utf8"),
-            Self::TooBig => (1009, "too_big"),
-            Self::Internal => (1011, "internal"),
-            Self::Restart => (1012, "restart"),
-            Self::Overload => (1013, "overload"),
-            Self::HeartbeatMissed => (4000, "heartbeat_missed"),
-            Self::SlowConsumer => (4001, "slow_consumer"),
-            Self::Resync => (4003, "resync"),
-            Self::TooFast => (4029, "too_fast"),
-            Self::BadProtocol => (4400, "bad_protocol"),
-            Self::TokenExpired => (4401, "token_expired"),
-            Self::Forbidden => (4403, "forbidden"),
-            Self::Replaced => (4409, "replaced"),
-            Self::TooManyDevices => (4429, "too_many_devices"),
-            Self::Lost => (1006, "lost"),
+            Self::Normal => (1000, "normal", "The client asked for the end."),
+            Self::GoingAway => (1001, "going_away", "The node or the client goes away."),
+            Self::ProtocolError => (1002, "protocol_error", "What came breaks RFC 6455."),
+            Self::InvalidUtf8 => (1007, "invalid_utf8", "A text is not UTF-8."),
+            Self::TooBig => (1009, "too_big", "A message is far above the limit."),
+            Self::Internal => (1011, "internal", "Something is broken in the node."),
+            Self::Restart => (1012, "restart", "The node restarts; others are there."),
+            Self::Overload => (1013, "overload", "The node cannot take the session now."),
+            Self::HeartbeatMissed => (4000, "heartbeat_missed", "A ping was not answered."),
+            Self::SlowConsumer => (4001, "slow_consumer", "Too much waited for the client."),
+            Self::Resync => (4003, "resync", "Events were lost: read again what was missed."),
+            Self::TooFast => (4029, "too_fast", "Too many commands."),
+            Self::BadProtocol => (4400, "bad_protocol", "Too many frames made no sense."),
+            Self::TokenExpired => (4401, "token_expired", "The token is not valid any more."),
+            Self::Forbidden => (4403, "forbidden", "This user may not be here."),
+            Self::Replaced => (4409, "replaced", "The same device connected again."),
+            Self::TooManyDevices => (4429, "too_many_devices", "The user has too many devices."),
+            Self::Lost => (1006, "lost", "The connection ended without a close; never sent."),
         }
+    }
+
+    pub fn meaning(self) -> &'static str {
+        self.entry().2
     }
 
     pub fn number(self) -> u16 {

@@ -1,6 +1,7 @@
 //! Server to client: each event is encoded once, whoever receives it.
 
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -9,22 +10,28 @@ use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, DeviceId, MessageId, NodeId, Seq, SessionId, UserId};
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(tag = "type", content = "payload", rename_all = "snake_case")]
 pub enum Event<'a> {
     /// The first on each socket.
     Hello(Hello<'a>),
+    /// A message was sent to a conversation of yours.
     NewMessage(MessageEvent<'a>),
+    /// Its sender edited a message.
     MessageUpdated(MessageEvent<'a>),
+    /// Its sender deleted a message: its place is left, without content.
     MessageDeleted(MessageEvent<'a>),
+    /// Created, renamed, or its members or their rights changed; also to those who left or were
+    /// removed, without members. Not sent to classic clients.
     ConversationUpdated {
         conversation: &'a Conversation,
+        #[schemars(range(min = 1))]
         seq: Seq,
         timestamp: Timestamp,
     },
-    /// `from_seq..=up_to_seq` reached a device of `user_id`.
+    /// The messages from `from_seq` to `up_to_seq` reached a device of `user_id`.
     MessageDelivered(ReceiptEvent),
-    /// `user_id` read `from_seq..=up_to_seq`.
+    /// `user_id` read the messages from `from_seq` to `up_to_seq`.
     MessageRead(ReceiptEvent),
     /// Someone begins to write, or stops; stored nowhere.
     Typing {
@@ -34,39 +41,35 @@ pub enum Event<'a> {
         timestamp: Timestamp,
     },
     /// A user one watches came online with his first device, or went with his last.
-    Presence {
-        user_id: UserId,
-        online: bool,
-        last_seen: Option<Timestamp>,
-    },
-    Pong {
-        timestamp: Timestamp,
-    },
-    /// Stored events were not delivered: read again what was missed.
+    Presence { user_id: UserId, online: bool, last_seen: Option<Timestamp> },
+    /// Answers the command `ping`.
+    Pong { timestamp: Timestamp },
+    /// Stored events were not delivered: read again what was missed, in these conversations or,
+    /// if none are named, in all. Not sent to classic clients, which are closed with 4003.
     Resync {
         #[serde(skip_serializing_if = "Option::is_none")]
         conversations: Option<&'a [ConversationId]>,
     },
     /// This node is going away: come back after this time.
-    Reconnect {
-        after_ms: u64,
-    },
+    Reconnect { after_ms: u64 },
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Hello<'a> {
     pub session_id: SessionId,
     pub node_id: NodeId,
     pub user_id: UserId,
     pub device_id: &'a DeviceId,
+    /// Silence after which the node asks for life.
     pub heartbeat_seconds: u64,
     pub limits: Limits,
+    /// Changes if the store was put back to an earlier state: drop local copies then.
     pub store_epoch: Uuid,
     pub server_time: Timestamp,
 }
 
 /// What a client may send, in bytes and counts.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Limits {
     pub max_frame_bytes: usize,
     pub max_content_bytes: usize,
@@ -75,23 +78,27 @@ pub struct Limits {
 }
 
 /// The type stands inside too: clients of the service this one follows read it there.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct MessageEvent<'a> {
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = ["new_message", "message_updated", "message_deleted"]))]
     pub kind: &'static str,
     pub message: &'a Message,
     /// The change's place in the conversation.
+    #[schemars(range(min = 1))]
     pub seq: Seq,
     pub timestamp: Timestamp,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ReceiptEvent {
     /// The last message of the run that is the receiver's own.
     pub message_id: MessageId,
     pub conversation_id: ConversationId,
     pub user_id: UserId,
+    #[schemars(range(min = 1))]
     pub from_seq: Seq,
+    #[schemars(range(min = 1))]
     pub up_to_seq: Seq,
     pub timestamp: Timestamp,
 }
@@ -114,7 +121,7 @@ impl<'a> Event<'a> {
 }
 
 /// What answers a command that makes or changes a message.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct MessageAnswer<'a> {
     pub message: &'a Message,
 }

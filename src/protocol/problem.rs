@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
@@ -67,5 +68,45 @@ impl Serialize for Problem {
             map.serialize_entry("retry_ms", &retry_ms)?;
         }
         map.end()
+    }
+}
+
+impl JsonSchema for Problem {
+    fn schema_name() -> Cow<'static, str> {
+        "Problem".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let types = Code::ALL.map(|code| format!("urn:tidings:problem:{}", code.name()));
+        json_schema!({
+            "description": "What happened, to which input, and what to do (RFC 9457).",
+            "type": "object",
+            "required": ["type", "title", "status", "detail", "code", "request_id"],
+            "properties": {
+                "type": { "type": "string", "enum": types },
+                "title": { "type": "string" },
+                "status": { "type": "integer", "minimum": 400, "maximum": 599 },
+                "detail": { "description": "One sentence for people.", "type": "string" },
+                "code": {
+                    "description": "For programs: its meaning never changes.",
+                    "type": "string",
+                    "enum": Code::ALL.map(Code::name)
+                },
+                "field": {
+                    "description": "The input at fault, as a path.",
+                    "type": "string",
+                    "examples": ["mentions[2].offset"]
+                },
+                "request_id": {
+                    "description": "As in the header X-Request-ID; null on a socket.",
+                    "type": ["string", "null"]
+                },
+                "retry_ms": {
+                    "description": "How long to wait before the same is tried again, where that helps.",
+                    "type": "integer",
+                    "minimum": 0
+                }
+            }
+        })
     }
 }

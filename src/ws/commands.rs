@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use super::handle::Session;
 use super::outbound::{Class, Item};
 use super::{Node, resume, signals};
 use crate::clock::Timestamp;
+use crate::protocol::answer::TokenRefreshed;
 use crate::protocol::code::{CloseCode, Code};
 use crate::protocol::command::{self, Command, Token};
 use crate::protocol::event::{self, Event, MessageAnswer};
@@ -45,7 +46,7 @@ pub async fn on_message(
     let size = message.len();
     if size > limit {
         let detail = format!("the frame has {size} bytes, at most {limit} are allowed");
-        session.answer(event::error(None, &Problem::new(Code::TooLarge, detail)));
+        answer(event::error(None, &Problem::new(Code::TooLarge, detail)), session).await;
         return Ok(());
     }
     // Fragments and binary frames have not been checked yet; text in binary frames is text.
@@ -62,9 +63,7 @@ pub async fn on_message(
                     node.metrics.sends.refused.of(problem.code).increment(1);
                 }
                 // Not read on until there is room for the answer: who hammers slows himself down.
-                let reserved = session.reserve(size).await;
-                let answer = event::error(reference.as_deref(), &problem);
-                session.push(Item { reserved, ..Item::text(answer, Class::Answer) });
+                answer(event::error(reference.as_deref(), &problem), session).await;
                 faults.add_haste()?;
             }
         },
@@ -72,7 +71,7 @@ pub async fn on_message(
             if frame.is_send {
                 node.metrics.sends.refused.of(problem.code).increment(1);
             }
-            session.answer(event::error(reference.as_deref(), &problem));
+            answer(event::error(reference.as_deref(), &problem), session).await;
             if matches!(problem.code, Code::Malformed | Code::UnknownCommand) {
                 faults.add()?;
             }
@@ -108,9 +107,9 @@ async fn on_command(
 ) {
     match command {
         Command::Ping => {
-            session.answer(Event::Pong { timestamp: Timestamp::now() }.encode());
+            answer(Event::Pong { timestamp: Timestamp::now() }.encode(), session).await;
             if let Some(reference) = reference {
-                session.answer(event::ok(&reference, json!({})));
+                answer(event::ok(&reference, json!({})), session).await;
             }
         }
         Command::SendMessage(send) => {
@@ -135,12 +134,12 @@ async fn on_command(
         Command::Ack(_) if !session.acks => {
             let detail = "ack is for sockets that were opened with /ws?features=acks";
             let problem = Problem::new(Code::Conflict, detail);
-            session.answer(event::error(reference.as_deref(), &problem));
+            answer(event::error(reference.as_deref(), &problem), session).await;
         }
         Command::Ack(ack) => {
             session.on_ack(&ack, &node.write_path.proofs);
             if let Some(reference) = reference {
-                session.answer(event::ok(&reference, json!({})));
+                answer(event::ok(&reference, json!({})), session).await;
             }
         }
         Command::EditMessage(message_id, edit) => {
@@ -155,9 +154,8 @@ async fn on_command(
             // The issuer may have to be asked for a key.
             node.clone().sessions.spawn(async move {
                 let answer = match refresh_token(&token, &session, &node).await {
-                    Ok(expires_at) => reference.map(|reference| {
-                        event::ok(&reference, json!({ "expires_at": expires_at }))
-                    }),
+                    Ok(expires_at) => reference
+                        .map(|reference| event::ok(&reference, TokenRefreshed { expires_at })),
                     Err(problem) => Some(event::error(reference.as_deref(), &problem)),
                 };
                 match answer {
@@ -193,6 +191,12 @@ async fn refresh_token(
     }
     let expires_at = identity.expires_at().expect("what a token proves ends with it");
     Ok(session.extend(expires_at))
+}
+
+/// Answers at once, which also waits for room: a client that sends many at once is slowed down.
+async fn answer(bytes: Bytes, session: &Session) {
+    let reserved = session.reserve(bytes.len()).await;
+    session.push(Item { reserved, ..Item::text(bytes, Class::Answer) });
 }
 
 async fn amend(

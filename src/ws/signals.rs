@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Node;
 use super::commands::finish;
 use super::handle::Session;
+use crate::protocol::answer::PresenceList;
 use crate::protocol::code::Code;
 use crate::protocol::command::{Typing, WatchPresence};
 use crate::protocol::problem::Problem;
@@ -42,8 +43,8 @@ pub async fn watch(
     }
     let answered = session.clone();
     let reply = Box::new(move |result: Result<Vec<_>, Problem>| {
-        let payload = result.as_ref().map(|presence| json!({ "presence": presence }));
-        finish(&answered, reserved, reference.as_deref(), payload);
+        let payload = result.map(|presence| PresenceList { presence });
+        finish(&answered, reserved, reference.as_deref(), payload.as_ref());
     });
     node.watch.replace(session, command.user_ids, reply);
 }

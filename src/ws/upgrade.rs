@@ -27,7 +27,7 @@ const SUBPROTOCOL: &str = "tidings.v1.json";
 const TOKEN_SUBPROTOCOL: &str = "bearer.";
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a platform's or an app version's name.
-const MAX_NAME_BYTES: usize = 32;
+pub const MAX_NAME_BYTES: usize = 32;
 
 /// Answers the handshake, and runs the session once the connection is the socket's.
 pub async fn upgrade(

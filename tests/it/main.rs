@@ -5,9 +5,11 @@
 mod harness;
 
 mod bus;
+mod contract;
 mod delivery;
 mod edits;
 mod faults;
+mod fuzz;
 mod handed;
 mod history;
 mod identity;

@@ -1,5 +1,6 @@
 //! Conversations and members as they are made and changed.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{MAX_TITLE_BYTES, MAX_USER_IDS, check_text, given};
@@ -9,11 +10,15 @@ use crate::protocol::model::{Kind, Role};
 use crate::protocol::problem::Problem;
 
 /// A conversation to be created.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct CreateConversation {
     pub kind: Kind,
+    /// Of a group; at most 256 bytes, and not blank.
     #[serde(default)]
+    #[schemars(length(min = 1, max = MAX_TITLE_BYTES))]
     pub title: Option<String>,
+    /// The other members: exactly one of a direct conversation; of a group less than
+    /// `limits.max_group_size` of the event `hello`.
     pub participants: Vec<UserId>,
 }
 
@@ -49,8 +54,10 @@ pub fn check_title(title: Option<&str>) -> Result<(), Problem> {
     check_text("title", title)
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// Who is to become a member.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct AddParticipants {
+    #[schemars(length(min = 1, max = MAX_USER_IDS))]
     pub user_ids: Vec<UserId>,
     /// Whether they see what was said before they came.
     #[serde(default = "yes")]
@@ -75,14 +82,17 @@ impl AddParticipants {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// A member's rights; what is left out stays as it is, and one at least is given.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct PatchParticipant {
     #[serde(default)]
     pub role: Option<Role>,
     #[serde(default)]
     pub can_send_messages: Option<bool>,
-    /// None if it was left out, an inner None if it is null: not muted.
+    /// One's own; null ends it.
+    // None if it was left out, an inner None if it is null.
     #[serde(default, deserialize_with = "given")]
+    #[schemars(with = "Option<Timestamp>")]
     pub muted_until: Option<Option<Timestamp>>,
 }
 
@@ -96,7 +106,12 @@ impl PatchParticipant {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// What of a group is to change.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["title"]))]
 pub struct PatchConversation {
+    /// At most 256 bytes, and not blank; null takes it away.
+    #[serde(deserialize_with = "Option::deserialize")]
+    #[schemars(length(min = 1, max = MAX_TITLE_BYTES))]
     pub title: Option<String>,
 }

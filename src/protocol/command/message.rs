@@ -1,5 +1,6 @@
 //! Messages as they are sent and edited.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -11,19 +12,28 @@ use crate::protocol::model::{Mention, Message, MessageType};
 use crate::protocol::problem::Problem;
 
 /// A message to be sent.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct SendMessage {
     pub conversation_id: ConversationId,
+    /// A text must have one; at most `limits.max_content_bytes` of the event `hello`.
     #[serde(default)]
     pub content: Option<String>,
     pub message_type: MessageType,
+    /// The client's own name for it: the same again gives the first message. At most 128 bytes.
     #[serde(default)]
+    #[schemars(length(min = 1, max = MAX_CLIENT_MESSAGE_ID_BYTES))]
     pub client_message_id: Option<String>,
+    /// The message it replies to, in the same conversation.
     #[serde(default)]
     pub parent_message_id: Option<MessageId>,
+    /// Members only, inside the content.
     #[serde(default)]
+    #[schemars(length(max = MAX_MENTIONS))]
     pub mentions: Option<Vec<Mention>>,
+    /// At most `limits.max_metadata_bytes`. Image, video, audio and file have a `media_url` (http
+    /// or https), a location has `latitude` and `longitude`.
     #[serde(default)]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<serde_json::Value>,
 }
 
@@ -64,13 +74,18 @@ impl SendMessage {
 }
 
 /// What a message is to become.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct EditMessage {
+    /// At most `limits.max_content_bytes` of the event `hello`.
     pub content: String,
+    /// Left out, they are dropped.
     #[serde(default)]
+    #[schemars(length(max = MAX_MENTIONS))]
     pub mentions: Option<Vec<Mention>>,
-    /// None if it was left out, an inner None if it is null.
+    /// Left out, it is kept; null takes it away.
+    // None if it was left out, an inner None if it is null.
     #[serde(default, deserialize_with = "given")]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<Option<serde_json::Value>>,
 }
 

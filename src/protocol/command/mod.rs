@@ -25,7 +25,7 @@ pub use conversation::{
     AddParticipants, CreateConversation, PatchConversation, PatchParticipant, check_title,
 };
 pub use message::{EditMessage, SendMessage};
-pub use receipt::Ack;
+pub use receipt::{Ack, MAX_ACKS};
 pub use sync::{Sync, SyncRequest};
 pub use typing::{Typing, TypingState};
 pub use watch::WatchPresence;
@@ -37,9 +37,23 @@ pub const MAX_USER_IDS: usize = 100;
 pub const MAX_PAGE: u32 = 200;
 pub const MAX_SYNC_CONVERSATIONS: usize = 1_000;
 pub const MESSAGE_ID_FORM: &str = "a message id is a UUID";
-const MAX_REF_BYTES: usize = 128;
+pub const MAX_REF_BYTES: usize = 128;
 /// Of objects and lists in each other.
 const MAX_DEPTH: usize = 32;
+
+/// The type of every command: what is not among them is not decoded, nor described.
+pub const COMMANDS: [&str; 10] = [
+    "send_message",
+    "edit_message",
+    "delete_message",
+    "read_receipt",
+    "ack",
+    "sync",
+    "typing",
+    "watch_presence",
+    "refresh_token",
+    "ping",
+];
 
 /// A decoded frame: the command and the `ref` its answer is to carry.
 #[derive(Debug)]
@@ -127,6 +141,7 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
     };
     let payload = outer.payload.unwrap_or_else(OwnedValue::object);
     let command = match outer.kind.as_str() {
+        kind if !COMMANDS.contains(&kind) => Err(unknown_command()),
         "send_message" => from_value::<SendMessage>(payload)
             .and_then(|send| send.checked(limits))
             .map(Command::SendMessage),
@@ -152,14 +167,14 @@ pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
             from_value::<SyncRequest>(payload).and_then(SyncRequest::checked).map(Command::Sync)
         }
         "ping" => Ok(Command::Ping),
-        _ => {
-            let known = "send_message, edit_message, delete_message, read_receipt, ack, typing, \
-                         watch_presence, refresh_token, sync, ping";
-            let detail = format!("the type is none of: {known}");
-            Err(Problem::new(Code::UnknownCommand, detail))
-        }
+        _ => Err(unknown_command()),
     };
     Frame { reference, is_send: outer.kind == "send_message", command }
+}
+
+fn unknown_command() -> Problem {
+    let detail = format!("the type is none of: {}", COMMANDS.join(", "));
+    Problem::new(Code::UnknownCommand, detail)
 }
 
 /// Decodes a JSON body; what does not fit is refused with the path of the field. The bytes are

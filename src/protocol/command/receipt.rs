@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::ids::{ConversationId, Seq};
@@ -10,8 +11,10 @@ use crate::protocol::problem::Problem;
 pub const MAX_ACKS: usize = 1_000;
 
 /// All up to these seqs is held.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Ack {
+    /// Seqs by the ids of their conversations, at most 1,000.
+    #[schemars(extend("maxProperties" = MAX_ACKS))]
     pub conversations: BTreeMap<ConversationId, Seq>,
 }
 

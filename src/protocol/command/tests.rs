@@ -39,6 +39,16 @@ fn a_send_is_decoded_with_its_ref() {
 }
 
 #[test]
+fn every_command_is_known() {
+    for name in COMMANDS {
+        match decode_text(&format!(r#"{{"type":"{name}"}}"#)).command {
+            Ok(command) => assert_eq!(command.name(), name),
+            Err(problem) => assert_ne!(problem.code, Code::UnknownCommand, "{name}"),
+        }
+    }
+}
+
+#[test]
 fn faults_name_the_field() {
     assert_eq!(refused("{").code, Code::Malformed);
     assert_eq!(refused("[]").code, Code::Malformed);
@@ -64,6 +74,18 @@ fn faults_name_the_field() {
         r#""message_type":"text","content":"a😀","mentions":[{{"user_id":"{ID}","offset":1,"length":3}}]"#
     );
     assert_eq!(field(&mention).as_deref(), Some("mentions[0]"));
+    let length = |length: &str| {
+        let mention = format!(r#"{{"user_id":"{ID}","offset":0,"length":{length}}}"#);
+        send(&format!(r#""message_type":"text","content":"ab","mentions":[{mention}]"#))
+    };
+    assert!(length("2").is_ok() && length("2.0").is_ok(), "one number, written in two ways");
+    for refused in ["1.5", "-1", "4294967297", "123456789012345678901234567890", "\"1\"", "null"] {
+        let problem = length(refused).expect_err(refused);
+        assert_eq!(problem.field.as_deref(), Some("mentions[0].length"), "{refused}");
+    }
+    let large =
+        r#""message_type":"text","content":"ab","metadata":{"a":123456789012345678901234567890}"#;
+    assert!(send(large).is_ok(), "a number of any size is JSON");
     let long = format!(r#""message_type":"text","content":"{}""#, "x".repeat(101));
     assert_eq!(send(&long).expect_err("refused").code, Code::TooLarge);
     let id =

@@ -1,13 +1,16 @@
 //! Whose comings and goings a session wants to be told of.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::MAX_USER_IDS;
 use crate::ids::UserId;
 use crate::protocol::problem::Problem;
 
-#[derive(Clone, Debug, Deserialize)]
+/// Who is watched from now on; the list before is forgotten.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct WatchPresence {
+    #[schemars(length(max = MAX_USER_IDS))]
     pub user_ids: Vec<UserId>,
 }
 

@@ -1,7 +1,7 @@
 //! A WebSocket client by another implementation than the server's, with deadlines on everything. It
 //! reads in the background, as clients do, so that the server's pings are answered at any time.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::http::check_problem;
-use super::{PATIENCE, within};
+use super::http::{Reply, check_problem};
+use super::{PATIENCE, contract, within};
 
 /// Of the kernel, in bytes, for a client that reads little.
 const SMALL_BUFFER: u32 = 4 << 10;
@@ -72,6 +72,8 @@ pub struct Client {
     waiting: VecDeque<Value>,
     closed: Option<(u16, String)>,
     refs: u64,
+    /// The commands that were not answered yet, by their ref.
+    asked: HashMap<String, Value>,
 }
 
 /// The answer to a command.
@@ -118,11 +120,23 @@ impl Client {
                     let retry_after = response.headers().get("retry-after");
                     let retry_after = retry_after.map(|value| value.to_str().unwrap().to_owned());
                     let body = response.body().as_deref().unwrap_or_default();
-                    return Err(Refused {
-                        status: response.status().as_u16(),
-                        problem: serde_json::from_slice(body).unwrap_or_default(),
-                        retry_after,
-                    });
+                    // The library reads no further than what came with the head.
+                    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+                    let status = response.status().as_u16();
+                    if problem.is_object() {
+                        let headers = response.headers().iter().map(|(name, value)| {
+                            let name =
+                                hyper::header::HeaderName::from_bytes(name.as_ref()).unwrap();
+                            (
+                                name,
+                                hyper::header::HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+                            )
+                        });
+                        let headers = headers.collect();
+                        let text = String::from_utf8(body.to_vec()).unwrap();
+                        contract::check_reply("GET", "/ws", "", &Reply { status, headers, text });
+                    }
+                    return Err(Refused { status, problem, retry_after });
                 }
                 Err(error) => panic!("no handshake: {error}"),
             };
@@ -144,6 +158,7 @@ impl Client {
             waiting: VecDeque::new(),
             closed: None,
             refs: 0,
+            asked: HashMap::new(),
         })
     }
 
@@ -151,6 +166,12 @@ impl Client {
     pub async fn send_text(&mut self, text: &str) {
         let sent = self.sink.send(Message::text(text));
         within(PATIENCE, "a frame goes out", sent).await.expect("the socket is open");
+    }
+
+    /// The same on a socket that the server may have closed meanwhile, which shows by what is read.
+    pub async fn try_send_text(&mut self, text: &str) {
+        let sent = self.sink.send(Message::text(text));
+        let _ = within(PATIENCE, "a frame goes out", sent).await;
     }
 
     pub async fn send_binary(&mut self, bytes: &[u8]) {
@@ -164,6 +185,7 @@ impl Client {
         let reference = format!("r{}", self.refs);
         let command = json!({ "type": kind, "ref": reference, "payload": payload });
         self.send_text(&command.to_string()).await;
+        self.asked.insert(reference.clone(), command);
         reference
     }
 
@@ -282,7 +304,10 @@ impl Client {
             match self.incoming.recv().await? {
                 Incoming::Text(text) => {
                     let event = serde_json::from_str(&text);
-                    return Some(event.unwrap_or_else(|_| panic!("no JSON: {text}")));
+                    let event: Value = event.unwrap_or_else(|_| panic!("no JSON: {text}"));
+                    let asked = event["ref"].as_str().and_then(|name| self.asked.remove(name));
+                    contract::check_event(&event, asked.as_ref());
+                    return Some(event);
                 }
                 Incoming::Close(code, reason) => self.closed = Some((code, reason)),
             }

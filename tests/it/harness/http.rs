@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use super::{PATIENCE, within};
+use super::{PATIENCE, contract, within};
 
 #[derive(Clone)]
 pub struct Rest {
@@ -78,14 +78,16 @@ impl Rest {
             let (head, body) = response.into_parts();
             let bytes = body.collect().await?.to_bytes();
             let text = String::from_utf8(bytes.into())?;
-            Ok(Reply { status: head.status.as_u16(), headers: head.headers, text })
+            anyhow::Ok(Reply { status: head.status.as_u16(), headers: head.headers, text })
         };
         let mut answer = std::pin::pin!(answer);
-        tokio::select! {
+        let reply = tokio::select! {
             reply = &mut answer => reply,
             // The server may close first: what it answered is there all the same.
             _ = connection => answer.await,
-        }
+        }?;
+        contract::check_reply(method, path, body, &reply);
+        Ok(reply)
     }
 }
 

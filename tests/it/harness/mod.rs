@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod contract;
 pub mod http;
 pub mod process;
 pub mod raw;

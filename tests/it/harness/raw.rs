@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use super::{PATIENCE, within};
+use super::{PATIENCE, contract, within};
 
 pub const CONTINUATION: u8 = 0x0;
 pub const TEXT: u8 = 0x1;
@@ -95,7 +95,9 @@ impl Raw {
     pub async fn event(&mut self) -> Value {
         let (first, payload) = self.read_frame().await.expect("the socket is open");
         assert_eq!(first, FIN | TEXT, "{payload:?}");
-        serde_json::from_slice(&payload).unwrap()
+        let event = serde_json::from_slice(&payload).unwrap();
+        contract::check_event(&event, None);
+        event
     }
 
     /// The code of the close frame; None if the connection ended without one. Other frames before
@@ -110,6 +112,24 @@ impl Raw {
                 return Some(u16::from_be_bytes([payload[0], payload[1]]));
             }
         }
+    }
+
+    /// Says that nothing more comes; gives all frames that the server still sends.
+    pub async fn finish(&mut self) -> Vec<(u8, Vec<u8>)> {
+        // Where the server has closed already, there is nothing to shut.
+        let _ = self.stream.shutdown().await;
+        let mut frames = Vec::new();
+        while let Some(frame) = self.read_frame().await {
+            frames.push(frame);
+        }
+        frames
+    }
+
+    /// As [`Self::finish`], for what is no socket yet.
+    pub async fn finish_text(&mut self) -> String {
+        let _ = self.stream.shutdown().await;
+        while within(PATIENCE, "the end", self.read()).await > 0 {}
+        String::from_utf8_lossy(&self.received).into_owned()
     }
 
     /// Whether the server ends the connection within `limit`.
