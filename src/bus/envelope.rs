@@ -324,7 +324,7 @@ mod tests {
             let came = Envelope::decode(sent.encode()).unwrap();
             assert_eq!(came.as_order(), Some(order));
         }
-        for full in [&b""[..], b"\x02", b"\x01\xff", b"\x01a\nb"] {
+        for full in [&b""[..], b"\x03", b"\x01\xff", b"\x01a\nb"] {
             let sent =
                 Envelope { full: full.into(), ..envelope(Class::Control, false, Classic::None) };
             assert_eq!(sent.as_order(), None, "{full:?}");
