@@ -98,20 +98,26 @@ async fn a_new_list_replaces_the_old_one(cluster: &Cluster) {
 }
 
 async fn only_those_who_share_a_conversation_are_told(cluster: &Cluster) {
-    let (alice, bob, carol, stranger) = (user(), user(), user(), user());
+    let (alice, bob, carol, dave, stranger) = (user(), user(), user(), user(), user());
     let group = cluster.group(0, alice, &[bob]).await;
     cluster.group(0, alice, &[carol]).await;
+    cluster.group(0, dave, &[bob]).await;
     cluster.absence_is_certain().await;
     let mut at_alice = cluster.connect(0, alice).await;
     let mut at_stranger = cluster.connect(1, stranger).await;
     assert_eq!(watch(&mut at_stranger, &[alice, bob]).await, [] as [Value; 0]);
     assert_eq!(watch(&mut at_alice, &[bob, carol, stranger]).await.len(), 2);
+    let mut at_dave = cluster.connect(0, dave).await;
+    watch(&mut at_dave, &[bob]).await;
     let at_bob = cluster.connect(1, bob).await;
     told(&mut at_alice, bob, true).await;
+    told(&mut at_dave, bob, true).await;
     // It ends when they share none any more.
     let path = format!("/api/v1/conversations/{group}/participants/{bob}");
     assert_eq!(cluster.rest(1, bob).delete(&path).await.status, 204);
     at_bob.close().await;
+    // He still knows him, and is told by the same step that passes her over.
+    told(&mut at_dave, bob, false).await;
     let _at_carol = cluster.connect(1, carol).await;
     told(&mut at_alice, carol, true).await;
     nothing_told(&mut at_alice).await;
