@@ -5,5 +5,6 @@ pub mod code;
 pub mod command;
 pub mod event;
 pub mod model;
+pub mod number;
 pub mod problem;
 pub mod sync;

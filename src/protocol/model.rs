@@ -1,11 +1,10 @@
 //! The things messages are about, as they stand on the wire: message, conversation, member, presence.
 
-use std::fmt;
-
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 use super::command::{MAX_CLIENT_MESSAGE_ID_BYTES, MAX_TITLE_BYTES};
+use super::number::whole;
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, DeviceId, MessageId, Seq, UserId};
 
@@ -83,36 +82,6 @@ pub struct Mention {
     #[serde(deserialize_with = "whole")]
     #[schemars(range(min = 1, max = u32::MAX))]
     pub length: u32,
-}
-
-/// A whole number as JSON has it, where 46 and 46.0 are the same.
-pub fn whole<'de, D: Deserializer<'de>, N: TryFrom<i64>>(deserializer: D) -> Result<N, D::Error> {
-    struct Whole;
-
-    impl de::Visitor<'_> for Whole {
-        type Value = i64;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a whole number")
-        }
-
-        fn visit_i64<E: de::Error>(self, value: i64) -> Result<i64, E> {
-            Ok(value)
-        }
-
-        fn visit_u64<E: de::Error>(self, value: u64) -> Result<i64, E> {
-            value.try_into().map_err(|_| E::custom("the number is too large"))
-        }
-
-        fn visit_f64<E: de::Error>(self, value: f64) -> Result<i64, E> {
-            // Within these a float holds each whole number.
-            let exact = value.fract() == 0.0 && value.abs() < (1u64 << 53) as f64;
-            if exact { Ok(value as i64) } else { Err(E::custom("not a whole number")) }
-        }
-    }
-
-    let value = deserializer.deserialize_any(Whole)?;
-    value.try_into().map_err(|_| de::Error::custom("the number is out of range"))
 }
 
 /// A message as it is now; a deleted one keeps its place and has no content, mentions or metadata.

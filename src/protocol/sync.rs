@@ -1,23 +1,26 @@
 //! The answer to a `sync`, on the socket and by REST alike.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::model::{Conversation, Message};
 use crate::ids::{ConversationId, Seq};
 
-#[derive(Debug, Serialize)]
+/// A page of what was missed.
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct SyncAnswer {
     pub store_epoch: Uuid,
     /// In order of id.
     pub conversations: Vec<SyncEntry>,
-    /// The `after` of the next call; None when the range is done.
+    /// The `after` of the next call; null when the range is done.
     pub next_after: Option<ConversationId>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SyncStatus {
+    /// Nothing changed.
     UpToDate,
     /// The log went on, or is new to the client.
     Changed,
@@ -28,7 +31,8 @@ pub enum SyncStatus {
     Reset,
 }
 
-#[derive(Debug, Serialize)]
+/// What changed in one conversation.
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct SyncEntry {
     pub id: ConversationId,
     pub status: SyncStatus,
@@ -37,15 +41,18 @@ pub struct SyncEntry {
     pub conversation: Option<Box<Conversation>>,
     /// Stands beside `conversation`: what lies before it is not the user's to see any more.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub history_from_seq: Option<Seq>,
     /// Those whose latest change lies in (cursor, `next_seq`], in that order.
     pub messages: Vec<Message>,
     /// Where the client's cursor is now.
+    #[schemars(range(min = 0))]
     pub next_seq: Seq,
     /// The log goes on after `next_seq`.
     pub more: bool,
     /// Of a former member.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub left_seq: Option<Seq>,
     /// The cursor the client named.
     #[serde(skip)]

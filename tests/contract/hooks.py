@@ -66,6 +66,9 @@ def led(value, kind):
 def lead(values):
     if not isinstance(values, dict):
         return values
+    if isinstance(values.get("conversations"), dict):
+        named = values["conversations"].items()
+        values = {**values, "conversations": {led(name, "conversation"): seq for name, seq in named}}
     return {name: led(value, KINDS[name]) if name in KINDS else value for name, value in values.items()}
 
 

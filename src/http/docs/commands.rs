@@ -7,8 +7,9 @@ use super::examples::{self as example, CONVERSATION, GRACE, MESSAGE};
 use super::shape::{Shape, given, sent};
 use crate::ids::MessageId;
 use crate::protocol::answer::{PresenceList, TokenRefreshed};
-use crate::protocol::command::{Ack, EditMessage, SendMessage, Typing, WatchPresence};
+use crate::protocol::command::{Ack, EditMessage, SendMessage, SyncRequest, Typing, WatchPresence};
 use crate::protocol::model::Message;
+use crate::protocol::sync::SyncAnswer;
 
 pub struct CommandEntry {
     pub name: &'static str,
@@ -89,6 +90,13 @@ pub fn commands() -> Vec<CommandEntry> {
                 `/ws?features=acks`, which promises it.",
             payload: Some((given::<Ack>(), json!({ "conversations": { CONVERSATION: 2 } }))),
             answer: Some((sent::<Done>(), json!({}))),
+        },
+        CommandEntry {
+            name: "sync",
+            description: "What was missed since one held the logs up to these seqs: of all of one's \
+                conversations whose ids are in (`after`, `to`], page by page. One at a time.",
+            payload: Some((given::<SyncRequest>(), example::sync())),
+            answer: Some((sent::<SyncAnswer>(), example::synced())),
         },
         CommandEntry {
             name: "typing",

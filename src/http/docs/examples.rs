@@ -136,6 +136,24 @@ pub fn conversation_event() -> Value {
     json!({ "conversation": conversation, "seq": 1, "timestamp": AT })
 }
 
+pub fn sync() -> Value {
+    json!({ "conversations": { CONVERSATION: 1 }, "limit": 200 })
+}
+
+pub fn synced() -> Value {
+    json!({
+        "store_epoch": "c1d2e3f4-a5b6-4c7d-8e9f-0a1b2c3d4e5f",
+        "conversations": [{
+            "id": CONVERSATION,
+            "status": "changed",
+            "messages": [message()],
+            "next_seq": 2,
+            "more": false,
+        }],
+        "next_after": null,
+    })
+}
+
 pub fn presence() -> Value {
     json!([{
         "user_id": GRACE,

@@ -15,9 +15,10 @@ use crate::protocol::answer::{
 use crate::protocol::code::Code;
 use crate::protocol::command::{
     AddParticipants, CreateConversation, EditMessage, MAX_CLIENT_MESSAGE_ID_BYTES, MAX_PAGE,
-    MAX_USER_IDS, PatchConversation, PatchParticipant, SendMessage, TypingState,
+    MAX_USER_IDS, PatchConversation, PatchParticipant, SendMessage, SyncRequest, TypingState,
 };
 use crate::protocol::model::{Conversation, Message};
+use crate::protocol::sync::SyncAnswer;
 use crate::ws::upgrade::MAX_NAME_BYTES;
 
 pub fn operations() -> Vec<Operation> {
@@ -206,6 +207,15 @@ fn conversations() -> Vec<Operation> {
             .answer::<Conversation>(200, "As the caller sees it.", example::conversation())
             .problems(WRITE)
             .problems(&[Code::Conflict]),
+        Operation::api(Route::Sync, "POST", tag, "sync", "What was missed")
+            .description(
+                "Of all of one's conversations whose ids are in (`after`, `to`], since one held \
+                 their logs up to the seqs named; page by page, as `next_after` tells. As the \
+                 command `sync`.",
+            )
+            .body::<SyncRequest>(example::sync())
+            .answer::<SyncAnswer>(200, "A page, in order of id.", example::synced())
+            .problems(&[Code::Invalid, Code::Busy]),
     ]
 }
 

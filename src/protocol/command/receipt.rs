@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::ids::{ConversationId, Seq};
+use crate::protocol::number::{MAX_SEQ, seqs, seqs_schema};
 use crate::protocol::problem::Problem;
 
 pub const MAX_ACKS: usize = 1_000;
@@ -14,7 +15,8 @@ pub const MAX_ACKS: usize = 1_000;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Ack {
     /// Seqs by the ids of their conversations, at most 1,000.
-    #[schemars(extend("maxProperties" = MAX_ACKS))]
+    #[serde(deserialize_with = "seqs")]
+    #[schemars(schema_with = "seqs_schema::<MAX_ACKS, 1>")]
     pub conversations: BTreeMap<ConversationId, Seq>,
 }
 
@@ -24,8 +26,8 @@ impl Ack {
             let detail = format!("at most {MAX_ACKS} conversations are acknowledged at once");
             return Err(Problem::invalid("conversations", detail));
         }
-        if self.conversations.values().any(|seq| *seq < 1) {
-            return Err(Problem::invalid("conversations", "a seq is a number from 1"));
+        if self.conversations.values().any(|seq| !(1..=MAX_SEQ).contains(seq)) {
+            return Err(Problem::invalid("conversations", "a seq is a number from 1 to 2^53 - 1"));
         }
         Ok(self)
     }

@@ -3,24 +3,38 @@
 use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{MAX_PAGE, MAX_SYNC_CONVERSATIONS};
 use crate::ids::{ConversationId, Seq};
+use crate::protocol::number::{MAX_SEQ, seqs, seqs_schema, whole_or_none};
 use crate::protocol::problem::Problem;
 
 /// As it arrives: what is no id or no place is refused with its field's name, not as a whole.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(description = "What a client knows of its conversations, to be told what it missed.")]
 pub struct SyncRequest {
+    /// Up to where each is held, by its id: at most 1,000 of the range; 0 holds nothing.
+    #[serde(deserialize_with = "seqs")]
+    #[schemars(schema_with = "seqs_schema::<MAX_SYNC_CONVERSATIONS, 0>")]
     pub conversations: HashMap<String, Seq>,
+    /// The range of ids it is about: above this one. A page's `next_after`.
     #[serde(default)]
+    #[schemars(with = "Option<ConversationId>")]
     pub after: Option<String>,
+    /// And up to this one.
     #[serde(default)]
+    #[schemars(with = "Option<ConversationId>")]
     pub to: Option<String>,
+    /// Of `hello`, or of the answer before.
     #[serde(default)]
+    #[schemars(with = "Option<Uuid>")]
     pub store_epoch: Option<String>,
-    #[serde(default)]
+    /// Messages in one answer.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
     pub limit: Option<u32>,
 }
 
@@ -70,8 +84,8 @@ impl SyncRequest {
             };
             let refused =
                 |detail: &'static str| Err(Problem::invalid(format!("conversations.{id}"), detail));
-            if seq < 0 {
-                return refused("a seq is not negative; 0 says that nothing is held");
+            if !(0..=MAX_SEQ).contains(&seq) {
+                return refused("a seq is a number from 0, which holds nothing, to 2^53 - 1");
             }
             if after.is_some_and(|after| id <= after) || to.is_some_and(|to| id > to) {
                 return refused("this id is outside of the range (after, to]");
