@@ -85,7 +85,7 @@ pub enum Classic {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     pub head: Head,
-    /// The frame's text for full clients.
+    /// The frame's text for full clients; empty if they get none.
     pub full: Bytes,
     pub classic: Classic,
 }

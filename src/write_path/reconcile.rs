@@ -155,7 +155,7 @@ async fn take(dispatcher: &Arc<Dispatcher>, laggard: &Laggard, step: Step) -> Re
     dispatcher.metrics.dispatch.laggards.of(step.outcome()).increment(1);
     match step {
         Step::Later => Ok(false),
-        Step::Republish => republish(dispatcher, laggard).await,
+        Step::Republish => republish(dispatcher, laggard, false).await,
         Step::Resync => {
             let conversations = [laggard.conversation_id];
             let resync = Event::Resync { conversations: Some(&conversations) };
@@ -170,17 +170,27 @@ async fn take(dispatcher: &Arc<Dispatcher>, laggard: &Laggard, step: Step) -> Re
             };
             let envelope = Envelope { head, full: resync.encode(), classic: Classic::None };
             dispatcher.bus.publish(&[(laggard.user_id, envelope.encode())]).await;
-            Ok(false)
+            // Classic clients cannot read what they missed by themselves.
+            republish(dispatcher, laggard, true).await
         }
         Step::HandOver(reason) => hand_over(dispatcher, laggard, reason).await,
     }
 }
 
-async fn republish(dispatcher: &Arc<Dispatcher>, laggard: &Laggard) -> Result<bool> {
+/// The oldest messages he lacks, to all of his sockets or to the classic ones.
+async fn republish(
+    dispatcher: &Arc<Dispatcher>,
+    laggard: &Laggard,
+    classic_only: bool,
+) -> Result<bool> {
     let Laggard { user_id, conversation_id, settled_seq, .. } = *laggard;
     let lacking = dispatcher.store.lacking(user_id, conversation_id, settled_seq, PAGE).await?;
     let envelopes = lacking.iter().map(|message| {
-        (user_id, message_envelope(CREATED, message, None, message.created_at).encode())
+        let mut envelope = message_envelope(CREATED, message, None, message.created_at);
+        if classic_only {
+            envelope.classic = Classic::Own(vec![std::mem::take(&mut envelope.full)]);
+        }
+        (user_id, envelope.encode())
     });
     let envelopes: Vec<_> = envelopes.collect();
     dispatcher.bus.publish(&envelopes).await;

@@ -174,6 +174,8 @@ impl Inbox for Hub {
                     }
                 }
                 Classic::None if session.classic => {}
+                // For classic sessions only.
+                _ if envelope.full.is_empty() => {}
                 _ => session.push(Item::text(envelope.full.clone(), class.clone())),
             }
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, FutureExt, select};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -37,7 +37,7 @@ pub async fn run(
     node.metrics.sockets.opened.increment(1);
     node.metrics.sockets.open.increment(1.0);
     // Boxed: what joining and leaving need is not to be held by an idle socket.
-    let subscribed = match Box::pin(join(&node, &session)).await {
+    let subscribed = match Box::pin(join(&node, &session, &stream)).await {
         Ok(()) => {
             node.metrics.sockets.handshake.record(asked.elapsed());
             true
@@ -69,7 +69,7 @@ struct Refused {
 }
 
 /// Subscribe before anything is read from the store, or events fall between.
-async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
+async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result<(), Refused> {
     if let Some(older) = node.hub.insert(session.clone()) {
         older.queue.end(CloseCode::Replaced);
     }
@@ -88,6 +88,11 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
     }
     let entry = session.entry(node.presence.node_id());
     let turn = node.presence_turns.acquire().await;
+    // It waited, perhaps for long: a client that gave up is here again by another connection, and who
+    // registers last is taken for the younger.
+    if is_gone(stream) {
+        return Err(refuse(CloseCode::Lost));
+    }
     let registered = Box::pin(node.presence.register(session.user_id, entry)).await;
     drop(turn);
     let registered = registered.map_err(|error| {
@@ -131,6 +136,11 @@ async fn join(node: &Node, session: &Arc<Session>) -> Result<(), Refused> {
     });
     session.queue.push_first(Item::text(hello.encode(), Class::Answer));
     Ok(())
+}
+
+/// Whether the client has closed its connection.
+fn is_gone(stream: &TcpStream) -> bool {
+    matches!(stream.peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
 }
 
 async fn leave(node: &Node, session: &Session, subscribed: bool) {

@@ -26,6 +26,7 @@ scenarios! {
     one_without_a_device_who_is_no_member_any_more_is_not_told,
     what_a_dead_node_left_in_the_outbox_is_delivered,
     what_a_dead_node_left_of_a_change_is_published,
+    a_device_that_lacks_many_is_helped_in_its_own_way ["OFFLINE_AFTER" = "60s"],
     a_later_message_does_not_hide_one_that_was_lost ["OFFLINE_AFTER" = "60s"],
 }
 
@@ -177,8 +178,17 @@ async fn one_without_a_device_who_is_no_member_any_more_is_not_told(cluster: &Cl
 
 /// Commits a message as a node does that dies before it tells anyone.
 async fn commit_and_die(cluster: &Cluster, conversation: Uuid, sender: Uuid) -> MessageId {
+    commit_many_and_die(cluster, conversation, sender, 1).await[0]
+}
+
+async fn commit_many_and_die(
+    cluster: &Cluster,
+    conversation: Uuid,
+    sender: Uuid,
+    count: usize,
+) -> Vec<MessageId> {
     let store = cluster.ground.store().await;
-    let message = NewMessage {
+    let message = || NewMessage {
         id: MessageId::new(ConversationId(conversation), Timestamp::now()),
         conversation_id: ConversationId(conversation),
         sender_id: UserId(sender),
@@ -191,10 +201,12 @@ async fn commit_and_die(cluster: &Cluster, conversation: Uuid, sender: Uuid) -> 
         metadata: None,
     };
     let lease = OutboxLease { id: OutboxId::random(), lease: Duration::from_millis(200) };
-    let outcomes = store.writer().send(std::slice::from_ref(&message), lease).await.unwrap();
-    assert!(matches!(outcomes[..], [SendOutcome::Stored(Stored { .. })]), "{outcomes:?}");
+    let batch: Vec<_> = (0..count).map(|_| message()).collect();
+    let outcomes = store.writer().send(&batch, lease).await.unwrap();
+    let stored = |outcome: &_| matches!(outcome, SendOutcome::Stored(Stored { .. }));
+    assert!(outcomes.iter().all(stored), "{outcomes:?}");
     store.close().await;
-    message.id
+    batch.iter().map(|message| message.id).collect()
 }
 
 async fn what_a_dead_node_left_in_the_outbox_is_delivered(cluster: &Cluster) {
@@ -214,6 +226,28 @@ async fn what_a_dead_node_left_in_the_outbox_is_delivered(cluster: &Cluster) {
     let next = cluster.send(0, alice, conversation, "and on it goes").await;
     assert_eq!(next["seq"], 3);
     at_bob.find("the next one", |event| event["payload"]["message"]["id"] == next["id"]).await;
+}
+
+/// More than are published again at once: a full client is told to read them, a classic one, which
+/// cannot, gets them page by page.
+async fn a_device_that_lacks_many_is_helped_in_its_own_way(cluster: &Cluster) {
+    let (alice, bob, carol) = (user(), user(), user());
+    let conversation = cluster.group(0, alice, &[bob, carol]).await;
+    cluster.settled().await;
+    let mut full = cluster.connect(1, bob).await;
+    let mut classic = cluster.connect_classic(0, carol).await;
+    let lost = commit_many_and_die(cluster, conversation, alice, 150).await;
+    for message in &lost {
+        let is_it = |event: &Value| event["payload"]["message"]["id"] == message.to_string();
+        classic.find("each of them", is_it).await;
+    }
+    let resync = full.event("resync", "he is to read them").await;
+    assert_eq!(resync["conversations"], json!([conversation]));
+    let cursors = json!({ "conversations": { conversation.to_string(): 1 } });
+    let page = full.command("sync", cursors).await.ok();
+    assert_eq!(page["conversations"][0]["messages"].as_array().map(Vec::len), Some(150));
+    // What was read is proven.
+    cluster.settled().await;
 }
 
 /// Exactly one publish in the middle is lost; what comes before and after it is delivered and proven.

@@ -1,6 +1,7 @@
 //! Who is online, as others see it, and what one device may do.
 
 use serde_json::{Value, json};
+use tidings::ws::PRESENCE_TURNS;
 use uuid::Uuid;
 
 use crate::harness::client::{Client, Opening};
@@ -19,6 +20,7 @@ scenarios! {
 cluster_scenarios! {
     one_whose_node_was_killed_is_offline_after_its_lease,
     one_whose_node_stands_still_is_offline_after_its_lease_and_comes_back,
+    a_connection_that_was_given_up_replaces_nobody,
 }
 
 /// One user as another one sees him; Null if he is left out.
@@ -198,4 +200,20 @@ async fn one_whose_node_stands_still_is_offline_after_its_lease_and_comes_back(c
     let sent = cluster.send(0, alice, group, "are you back?").await;
     at_bob.find("the message", |event| event["payload"]["message"]["id"] == sent["id"]).await;
     node.kill();
+}
+
+/// It still waited for its turn when the device was here again by another one, registered after that,
+/// was taken for the younger, and had the live session closed for good.
+async fn a_connection_that_was_given_up_replaces_nobody(cluster: &Cluster) {
+    let alice = user();
+    let busy = cluster.node(0).presence_turns.acquire_many(PRESENCE_TURNS as u32).await.unwrap();
+    let opening = Opening { device: "phone".into(), ..Opening::new(alice) };
+    let given_up = Client::handshake(cluster.addr(0), opening.clone()).await.expect("it is let in");
+    let hub = &cluster.node(0).hub;
+    until("it waits", async || (hub.sessions().len() == 1).then_some(())).await;
+    drop(given_up);
+    let mut here = Client::open(cluster.addr(1), opening).await.expect("the socket opens");
+    drop(busy);
+    until("the other is gone", async || hub.sessions().is_empty().then_some(())).await;
+    here.drain().await;
 }
