@@ -191,7 +191,12 @@ impl JsonSchema for DeviceId {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "minLength": 1, "maxLength": Self::MAX_BYTES })
+        json_schema!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": Self::MAX_BYTES,
+            "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$",
+        })
     }
 }
 

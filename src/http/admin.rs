@@ -22,7 +22,8 @@ pub struct Disconnect {
     user_id: UserId,
     /// Left out, all of his devices.
     #[serde(default)]
-    device_id: Option<DeviceId>,
+    #[schemars(with = "Option<DeviceId>")]
+    device_id: Option<String>,
 }
 
 /// Ends the sockets of a user, or of one device, on all nodes: 204 when the nodes were told,
@@ -30,6 +31,10 @@ pub struct Disconnect {
 pub async fn disconnect(node: &Arc<Node>, body: Incoming) -> Answer {
     let mut body = super::read(body, node.limits.max_frame_bytes).await?;
     let Disconnect { user_id, device_id } = command::from_json(&mut body)?;
+    let device_id = device_id.map(|device| {
+        device.parse().map_err(|detail: String| Problem::invalid("device_id", detail))
+    });
+    let device_id: Option<DeviceId> = device_id.transpose()?;
     let holding = holding(node, user_id, device_id.as_ref()).await;
     // Here in any case; the bus brings the order to this node, too.
     node.hub.end_all(user_id, device_id.as_ref(), CloseCode::Forbidden);

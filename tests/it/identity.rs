@@ -267,7 +267,7 @@ async fn a_user_is_cut_off_on_all_nodes(cluster: &Cluster) {
 
     disconnect(0, json!({})).await.refused(400, "malformed", Some("user_id"));
     let wrong = json!({ "user_id": bob, "device_id": "" });
-    disconnect(0, wrong).await.refused(400, "malformed", Some("device_id"));
+    disconnect(0, wrong).await.refused(422, "invalid", Some("device_id"));
     admin(0).get("/admin/v1/disconnect").await.refused(405, "method_not_allowed", None);
     let main = cluster.rest(0, bob).post("/admin/v1/disconnect", json!({ "user_id": bob })).await;
     main.refused(404, "not_found", None);

@@ -401,7 +401,8 @@ fn node() -> Vec<Operation> {
             )
             .body::<Disconnect>(json!({ "user_id": GRACE, "device_id": "laptop" }))
             .answer_empty(204, "All nodes that hold one were told.")
-            .problems(&[Code::NotFound, Code::RequestTimeout, Code::TooLarge, Code::Unavailable]),
+            .problems(&[Code::Invalid, Code::NotFound, Code::RequestTimeout])
+            .problems(&[Code::TooLarge, Code::Unavailable]),
         open(Route::Page, "getPage", "A page to chat with")
             .description("In dev mode only.")
             .answer_other(200, "HTML.", "text/html", "<!doctype html>")
