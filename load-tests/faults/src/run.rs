@@ -28,7 +28,7 @@ const PRESENCE_LIMIT: Duration = Duration::from_secs(10);
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    services: services::Args,
+    services: services::Addresses,
     /// The binary of the nodes.
     #[arg(long)]
     binary: PathBuf,

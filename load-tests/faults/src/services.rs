@@ -32,7 +32,7 @@ impl Service {
 }
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct Addresses {
     /// The script that starts and stops them.
     #[arg(long)]
     services: PathBuf,
@@ -55,13 +55,13 @@ pub struct Args {
 }
 
 pub struct Services {
-    args: Args,
+    args: Addresses,
     /// The script takes one call at a time.
     turn: Mutex<()>,
 }
 
 impl Services {
-    pub fn new(args: Args) -> Self {
+    pub fn new(args: Addresses) -> Self {
         Self { args, turn: Mutex::new(()) }
     }
 
