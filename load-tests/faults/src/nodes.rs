@@ -142,13 +142,15 @@ impl Node {
     pub async fn start(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         let mut process = self.process.lock().await;
+        let mut begun = 0;
         loop {
             if process.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
-                if self.is_ready().await {
+                if self.serves(begun)? && self.is_ready().await {
                     return Ok(());
                 }
             } else {
                 // A node that finds a part of it away ends; whoever runs nodes starts it again.
+                begun = std::fs::metadata(&self.log).map_or(0, |log| log.len());
                 *process = Some(self.command()?.spawn().context("the binary")?);
             }
             if Instant::now() > deadline {
@@ -158,7 +160,14 @@ impl Node {
         }
     }
 
-    pub async fn is_ready(&self) -> bool {
+    /// It has said where it listens: another program may have taken its port while it was down.
+    fn serves(&self, begun: u64) -> anyhow::Result<bool> {
+        let log = std::fs::read(&self.log)?;
+        let said = String::from_utf8_lossy(log.get(begun as usize..).unwrap_or_default());
+        Ok(said.contains(&format!(" at http://{}", self.addr)))
+    }
+
+    async fn is_ready(&self) -> bool {
         let ready = async {
             let mut rest = Rest::connect(&self.target()).await?;
             let (status, _) = rest.call(hyper::Method::GET, "/ready", Uuid::nil(), None).await?;

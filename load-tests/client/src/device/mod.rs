@@ -134,12 +134,10 @@ impl Device {
                     self.show(|state| state.connected = false);
                     match ended {
                         Ended::Ordered => break,
-                        Ended::Away | Ended::Dropped => Duration::ZERO,
-                        Ended::Silent => {
-                            self.note(Entry::Closed { code: None, why: "silent".into() });
-                            Duration::ZERO
-                        }
-                        Ended::Told(after) => after,
+                        Ended::Away => self.on_left("goes away", Duration::ZERO),
+                        Ended::Dropped => self.on_left("drops its connection", Duration::ZERO),
+                        Ended::Silent => self.on_left("hears nothing", Duration::ZERO),
+                        Ended::Told(after) => self.on_left("is told to come back", after),
                         Ended::Closed(closed) => self.on_closed(&closed),
                     }
                 }
@@ -165,6 +163,12 @@ impl Device {
                 messages,
             });
         }
+    }
+
+    /// By its own doing.
+    fn on_left(&self, why: &str, wait: Duration) -> Duration {
+        self.note(Entry::Closed { code: None, why: why.to_owned() });
+        wait
     }
 
     /// The wait that the server asks for.
