@@ -69,6 +69,15 @@ impl Status {
     }
 }
 
+/// What came of a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paged {
+    /// Where the cursor went.
+    pub cursor: Option<u64>,
+    /// The log is to be read from its beginning: more of it than before is ours to see.
+    pub again: bool,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Conversation {
     pub cursor: u64,
@@ -77,6 +86,8 @@ pub struct Conversation {
     pub messages: HashMap<Uuid, State>,
     /// We are out of it.
     pub gone: bool,
+    /// Nothing before it was ours to see, when we were last told.
+    history_from: u64,
     /// Pages are still to come: what they bring is not held yet, though the cursor is beyond it.
     pub partial: bool,
 }
@@ -96,29 +107,39 @@ impl Copy {
         conversation.advance(seq)
     }
 
-    /// What a page says; `since` is the cursor that was asked from. Where the cursor went.
-    pub fn page(&mut self, entry: &Entry) -> Option<u64> {
+    /// What a page says.
+    pub fn page(&mut self, entry: &Entry) -> Paged {
         let conversation = self.conversations.entry(entry.id).or_default();
         match entry.status {
             Status::Gone => {
                 conversation.gone = true;
                 conversation.ahead.clear();
                 conversation.partial = false;
-                return None;
+                return Paged::default();
             }
             Status::Reset => *conversation = Conversation::default(),
             Status::UpToDate | Status::Changed => {}
         }
         conversation.gone = false;
         conversation.partial = entry.more;
+        let mut again = false;
         if let Some(from) = entry.history_from_seq {
             conversation.messages.retain(|_, message| message.seq >= from);
+            // Let in again, this time with what was before: our cursor is beyond it.
+            again = from < conversation.history_from;
+            conversation.history_from = from;
         }
         for message in &entry.messages {
             conversation.keep(message.state());
         }
+        if again {
+            conversation.cursor = 0;
+            conversation.ahead.clear();
+            return Paged { cursor: None, again };
+        }
         // Live events may have taken the cursor further meanwhile.
-        (entry.next_seq > conversation.cursor).then(|| conversation.go_to(entry.next_seq))
+        let further = entry.next_seq > conversation.cursor;
+        Paged { cursor: further.then(|| conversation.go_to(entry.next_seq)), again }
     }
 
     /// We were removed at `seq`, as an event told.
@@ -215,7 +236,8 @@ mod tests {
         assert_eq!(tell(&mut copy, 2), None, "once more");
         assert_eq!(copy.conversations[&A].beyond_gap(), Some(5));
         // A page closes what is left, and 5, held already, follows.
-        assert_eq!(copy.page(&entry(Status::Changed, 4, vec![message(4, 4, 4)])), Some(5));
+        let page = entry(Status::Changed, 4, vec![message(4, 4, 4)]);
+        assert_eq!(copy.page(&page).cursor, Some(5));
         assert_eq!(copy.conversations[&A].beyond_gap(), None);
         assert_eq!(copy.conversations[&A].messages.len(), 5);
     }
@@ -233,7 +255,7 @@ mod tests {
     fn a_late_page_takes_nothing_back() {
         let mut copy = Copy::default();
         (1..=6).for_each(|seq| assert_eq!(tell(&mut copy, seq), Some(seq)));
-        assert_eq!(copy.page(&entry(Status::Changed, 3, vec![message(2, 2, 2)])), None);
+        assert_eq!(copy.page(&entry(Status::Changed, 3, vec![message(2, 2, 2)])), Paged::default());
         assert_eq!((copy.conversations[&A].cursor, copy.conversations[&A].messages.len()), (6, 6));
     }
 
@@ -242,19 +264,26 @@ mod tests {
         let mut copy = Copy::default();
         tell(&mut copy, 1);
         tell(&mut copy, 3);
-        assert_eq!(copy.page(&entry(Status::Gone, 1, vec![])), None);
+        assert_eq!(copy.page(&entry(Status::Gone, 1, vec![])), Paged::default());
         assert!(copy.conversations[&A].gone && copy.conversations[&A].beyond_gap().is_none());
         // He is let in again, and may not look back.
         let again = Entry {
             history_from_seq: Some(3),
             ..entry(Status::Changed, 7, vec![message(7, 7, 7)])
         };
-        assert_eq!(copy.page(&again), Some(7));
+        assert_eq!(copy.page(&again).cursor, Some(7));
         assert!(!copy.conversations[&A].gone);
         let mut seqs: Vec<_> = copy.conversations[&A].messages.values().map(|m| m.seq).collect();
         seqs.sort_unstable();
         assert_eq!(seqs, [3, 7]);
-        assert_eq!(copy.page(&entry(Status::Reset, 2, vec![message(9, 2, 2)])), Some(2));
+        // And once more, now with what was before: it is read from the beginning.
+        let wider = Entry { history_from_seq: Some(1), ..entry(Status::Changed, 9, vec![]) };
+        assert_eq!(copy.page(&wider), Paged { cursor: None, again: true });
+        assert_eq!(copy.conversations[&A].cursor, 0);
+        let all = Entry { history_from_seq: Some(1), ..entry(Status::Changed, 9, vec![]) };
+        assert_eq!(copy.page(&all), Paged { cursor: Some(9), again: false });
+        let reset = entry(Status::Reset, 2, vec![message(9, 2, 2)]);
+        assert_eq!(copy.page(&reset).cursor, Some(2));
         assert_eq!((copy.conversations[&A].cursor, copy.conversations[&A].messages.len()), (2, 1));
     }
 }

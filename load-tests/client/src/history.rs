@@ -113,6 +113,10 @@ pub enum Entry {
         left_seq: Option<u64>,
         cursor: Option<u64>,
     },
+    /// More of the conversation than before is the member's to see: it is read from the beginning.
+    Again {
+        conversation: Uuid,
+    },
     /// An event lies beyond cursor + 1, and did for as long as one waits.
     Gap {
         conversation: Uuid,

@@ -138,6 +138,14 @@ impl Node {
         Ok(())
     }
 
+    /// What the product itself says of the stores.
+    pub async fn verify(&self) -> anyhow::Result<()> {
+        let found = self.command()?.arg("verify").stdout(Stdio::piped()).output().await?;
+        let said = String::from_utf8_lossy(&found.stdout);
+        ensure!(found.status.success(), "tidings verify: {}", said.trim());
+        Ok(())
+    }
+
     /// Starts it if it does not run, and waits until it serves.
     pub async fn start(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_LIMIT;

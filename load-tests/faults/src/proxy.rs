@@ -7,10 +7,13 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+
+/// Of the kernel, on each side: what waits for a slow reader is to wait at its writer, not here.
+const BUFFER_BYTES: u32 = 32 << 10;
 
 /// What holds for all connections until it is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +58,12 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn start(port: u16, upstream: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
-        let listener = listener.with_context(|| format!("the proxy's port {port}"))?;
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        // Inherited by what is accepted.
+        socket.set_send_buffer_size(BUFFER_BYTES)?;
+        socket.bind((Ipv4Addr::LOCALHOST, port).into()).with_context(|| format!("port {port}"))?;
+        let listener = socket.listen(1_024)?;
         let port = listener.local_addr()?.port();
         let (rule, seen) = watch::channel(Rule { mode: Mode::Pass, strike: None });
         let mut tasks = JoinSet::new();
@@ -105,7 +112,7 @@ async fn connection(client: TcpStream, upstream: SocketAddr, mut rule: watch::Re
     if rule.wait_for(|rule| rule.mode != Mode::Hold).await.is_err() {
         return;
     }
-    let Ok(server) = TcpStream::connect(upstream).await else { return };
+    let Ok(server) = connect(upstream).await else { return };
     // Small pieces are wanted now, as without a proxy.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_in, client_out) = client.into_split();
@@ -118,6 +125,12 @@ async fn connection(client: TcpStream, upstream: SocketAddr, mut rule: watch::Re
         end = &mut to_server => if end == End::Closed { to_client.await; },
         end = &mut to_client => if end == End::Closed { to_server.await; },
     }
+}
+
+async fn connect(upstream: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(BUFFER_BYTES)?;
+    socket.connect(upstream).await
 }
 
 #[derive(PartialEq, Eq)]

@@ -337,11 +337,11 @@ impl Stage<'_> {
             Kind::SlowClients => {
                 for device in self.world.present() {
                     if dice.percent(15) {
-                        let time = Duration::from_millis(dice.between(2_000, 6_000));
+                        let time = Duration::from_millis(dice.between(4_000, 9_000));
                         let _ = device.orders.try_send(Order::Stall(time));
                     }
                 }
-                sleep(Duration::from_millis(dice.between(3_000, 6_000))).await;
+                sleep(Duration::from_millis(dice.between(5_000, 8_000))).await;
             }
             Kind::DropSockets => {
                 for device in self.world.present() {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 /// Of a device, before it gets no more to do.
 const MAX_WAITING: usize = 60;
 /// Who wants the big messages of a slow consumer's run.
-const BIG_BYTES: usize = 6_000;
+const BIG_BYTES: usize = 14_000;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -100,7 +100,7 @@ impl World {
             rests.push(Rest::connect(node).await?);
         }
         for number in 0..plan.conversations {
-            let size = dice.between(2, 20) as usize;
+            let size = if plan.big { 20 } else { dice.between(2, 20) as usize };
             let mut members = BTreeSet::new();
             while members.len() < size.min(plan.users) {
                 members.insert(dice.below(plan.users));

@@ -337,7 +337,7 @@ impl Device {
             for entry in &answer.conversations {
                 let id = entry.id;
                 let since = named.get(&id).copied().unwrap_or_default();
-                let cursor = self.copy.page(entry);
+                let copy::Paged { cursor, again } = self.copy.page(entry);
                 self.note(Entry::Page {
                     conversation: id,
                     status: entry.status.word().into(),
@@ -349,6 +349,10 @@ impl Device {
                     left_seq: entry.left_seq,
                     cursor,
                 });
+                if again {
+                    self.note(Entry::Again { conversation: id });
+                    self.resume.want(id);
+                }
                 if entry.status == Status::Gone {
                     session.gaps.remove(&id);
                 } else {

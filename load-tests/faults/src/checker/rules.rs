@@ -208,10 +208,18 @@ fn no_gap_no_step_back(evidence: &Evidence, faults: &mut Faults<'_>) {
     }
     let mut held: HashMap<(&str, Uuid), HashSet<Uuid>> = HashMap::new();
     let mut cursors: HashMap<(&str, Uuid), u64> = HashMap::new();
+    // From where on the log was the member's to see, as he was told last.
+    let mut histories: HashMap<(&str, Uuid), u64> = HashMap::new();
     for line in &evidence.lines {
+        if let Entry::Again { conversation } = &line.entry {
+            cursors.remove(&(&*line.device, *conversation));
+        }
         let (Some(conversation), states) = Evidence::brought(&line.entry) else { continue };
         let key = (&*line.device, conversation);
         held.entry(key).or_default().extend(states.iter().map(|state| state.id));
+        if let Entry::Page { history_from: Some(from), .. } = &line.entry {
+            histories.insert(key, *from);
+        }
         let cursor = match &line.entry {
             Entry::Told { cursor, .. } | Entry::Page { cursor, .. } => *cursor,
             _ => continue,
@@ -224,6 +232,7 @@ fn no_gap_no_step_back(evidence: &Evidence, faults: &mut Faults<'_>) {
         }
         let row = evidence.participants.get(&(conversation, line.user));
         let from = row.map_or(u64::MAX, |row| row.history_from_seq.max(before + 1));
+        let from = from.max(histories.get(&key).copied().unwrap_or_default());
         let Some(log) = logs.get(&conversation).filter(|_| from <= cursor) else { continue };
         for (seq, message) in log.range(from..=cursor) {
             if !held[&key].contains(&message.id) {
