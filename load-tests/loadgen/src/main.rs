@@ -4,13 +4,9 @@
 //! Lean on purpose, for it shares its machine with the server: one thread unless told otherwise,
 //! one task per socket, one read buffer for all of them. Everything is bounded in time and count.
 
-mod client;
-mod frame;
 mod modes;
 mod proc;
 mod report;
-mod rest;
-mod target;
 mod wire;
 
 use std::path::PathBuf;

@@ -3,44 +3,13 @@
 use std::fmt::Write;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
+pub use tidings_client::wire::{Frame, Problem, kind};
 use uuid::Uuid;
 
 /// Bytes in a chat message.
 const CONTENT_BYTES: usize = 120;
 const FILLER: &str = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen \
                       liquor jugs. How vexingly quick daft zebras jump.";
-
-/// Any frame of the server. `ref` and `type` never hold escapes: they are ours, or fixed words.
-#[derive(Deserialize)]
-pub struct Frame<'a> {
-    #[serde(rename = "type")]
-    pub kind: &'a str,
-    #[serde(rename = "ref")]
-    pub reference: Option<&'a str>,
-    #[serde(borrow)]
-    pub payload: Option<&'a RawValue>,
-}
-
-impl<'a> Frame<'a> {
-    pub fn read(text: &'a [u8]) -> Option<Self> {
-        serde_json::from_slice(text).ok()
-    }
-
-    /// The number that our `ref` is.
-    pub fn number(&self) -> Option<usize> {
-        self.reference?.parse().ok()
-    }
-
-    pub fn payload<T: Deserialize<'a>>(&self) -> Option<T> {
-        serde_json::from_str(self.payload?.get()).ok()
-    }
-}
-
-/// The `type`, empty where there is none.
-pub fn kind(text: &[u8]) -> &str {
-    Frame::read(text).map_or("", |frame| frame.kind)
-}
 
 /// The payload of `new_message`, and of the `ok` to a `send_message`.
 #[derive(Deserialize)]
@@ -61,13 +30,6 @@ impl Message<'_> {
     pub fn number(&self) -> Option<usize> {
         self.client_message_id?.parse().ok()
     }
-}
-
-/// The payload of an `error`.
-#[derive(Deserialize)]
-pub struct Problem {
-    pub code: String,
-    pub retry_ms: Option<u64>,
 }
 
 /// Writes the command that sends message `number`, which is its `ref` and its `client_message_id`.

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use serde::Serialize;
+use tidings_client::socket::{CONNECT_TIMEOUT, Identity, Socket};
+use tidings_client::target::Target;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -16,10 +18,9 @@ use uuid::Uuid;
 
 use super::count;
 use crate::Shared as Common;
-use crate::client::{CONNECT_TIMEOUT, Client, Identity};
 use crate::proc::{Sample, Watch};
 use crate::report::{Cost, Progress, Report, Table, round};
-use crate::{duration, target::Target, wire};
+use crate::{duration, wire};
 
 /// Handshakes under way at a time.
 const HANDSHAKES: usize = 256;
@@ -258,11 +259,11 @@ async fn socket(run: Arc<Run>, index: usize, permit: OwnedSemaphorePermit) {
     }
 }
 
-async fn open(run: Arc<Run>, index: usize) -> anyhow::Result<Client> {
+async fn open(run: Arc<Run>, index: usize) -> anyhow::Result<Socket> {
     let target = &run.args.url;
     let device = format!("load-{index}");
     let identity = Identity { user: Uuid::new_v4(), device: &device };
-    Client::open(target, target.source(index), identity, !run.args.classic).await
+    Socket::open(target, target.source(index), identity, !run.args.classic).await
 }
 
 fn note(run: &Run, end: &str) {
@@ -270,7 +271,11 @@ fn note(run: &Run, end: &str) {
 }
 
 /// One large command when it is this socket's turn, and its answer.
-async fn command(client: &mut Client, run: &Run, index: usize) -> Option<crate::client::Closed> {
+async fn command(
+    client: &mut Socket,
+    run: &Run,
+    index: usize,
+) -> Option<tidings_client::socket::Closed> {
     let turn = sleep(pause(run, index));
     tokio::pin!(turn);
     let mut answered = false;

@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tidings_client::rest::Rest;
+use tidings_client::socket::{Identity, Socket};
+use tidings_client::target::Target;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -19,12 +22,9 @@ use uuid::Uuid;
 
 use super::count;
 use crate::Shared as Common;
-use crate::client::{Client, Identity};
 use crate::duration;
 use crate::proc::Watch;
 use crate::report::{Cost, Latency, Progress};
-use crate::rest::Rest;
-use crate::target::Target;
 use crate::wire::{self, Frame};
 
 /// REST connections and handshakes at a time while the pairs are prepared.
@@ -193,8 +193,8 @@ async fn follow(run: &Run, until: Instant, progress: &mut Progress) {
 struct Pair {
     index: usize,
     conversation: Uuid,
-    sender: Client,
-    receiver: Client,
+    sender: Socket,
+    receiver: Socket,
 }
 
 /// Creates the conversations, opens the sockets and starts their tasks.
@@ -252,10 +252,10 @@ async fn pair(args: &Args, rest: &mut Rest, index: usize) -> anyhow::Result<Pair
     let (from, to) = (Uuid::new_v4(), Uuid::new_v4());
     let conversation = rest.create_direct(from, to).await?.id;
     let from = Identity { user: from, device: "load-sender" };
-    let sender = Client::open(&args.url, args.url.source(index), from, true).await;
+    let sender = Socket::open(&args.url, args.url.source(index), from, true).await;
     let to = Identity { user: to, device: "load-receiver" };
     let source = receiver_url.source(args.pairs + index);
-    let receiver = Client::open(receiver_url, source, to, true).await;
+    let receiver = Socket::open(receiver_url, source, to, true).await;
     Ok(Pair {
         index,
         conversation,
@@ -265,7 +265,7 @@ async fn pair(args: &Args, rest: &mut Rest, index: usize) -> anyhow::Result<Pair
 }
 
 /// Until there is a plan; pings are answered meanwhile. False if the socket has ended.
-async fn ready(run: &Run, client: &mut Client, who: &str) -> bool {
+async fn ready(run: &Run, client: &mut Socket, who: &str) -> bool {
     let mut go = run.go.subscribe();
     loop {
         let closed = tokio::select! {
@@ -292,7 +292,7 @@ struct Sender {
     command: String,
 }
 
-async fn send(mut sender: Sender, mut client: Client) {
+async fn send(mut sender: Sender, mut client: Socket) {
     let run = sender.run.clone();
     if !ready(&run, &mut client, "sender").await {
         return;
@@ -319,7 +319,7 @@ async fn send(mut sender: Sender, mut client: Client) {
 
 impl Sender {
     /// Queues what may leave now; returns when to look again if not for an answer.
-    fn fill(&mut self, client: &mut Client, plan: &Plan) -> Option<Instant> {
+    fn fill(&mut self, client: &mut Socket, plan: &Plan) -> Option<Instant> {
         loop {
             let now = Instant::now();
             if let Some(resume) = self.resume.filter(|resume| *resume > now) {
@@ -393,7 +393,7 @@ impl Sender {
     }
 }
 
-async fn receive(run: Arc<Run>, log: Log, mut client: Client) {
+async fn receive(run: Arc<Run>, log: Log, mut client: Socket) {
     if !ready(&run, &mut client, "receiver").await {
         return;
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde::Serialize;
+use tidings_client::target::Target;
 
 use super::{Args, Log, Run};
 use crate::report::{Cost, LatencySummary, Report, Table, round};
-use crate::target::Target;
 
 #[derive(Serialize)]
 pub struct Figures {

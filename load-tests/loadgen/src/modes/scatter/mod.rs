@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tidings_client::rest::Rest;
+use tidings_client::socket::{Identity, Socket};
+use tidings_client::target::Target;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -20,12 +23,9 @@ use uuid::Uuid;
 use self::verdict::{Device, Group, Received};
 use super::count;
 use crate::Shared as Common;
-use crate::client::{Client, Identity};
 use crate::duration;
 use crate::proc::Watch;
 use crate::report::{Latency, Progress};
-use crate::rest::Rest;
-use crate::target::Target;
 use crate::wire::{self, Frame};
 
 /// Receipts that are kept in memory, all devices together.
@@ -142,7 +142,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
             let target = &run.args.urls[(user + at) % run.args.urls.len()];
             let identity = Identity { user: *id, device };
             let source = target.source(user * 2 + at);
-            let client = Client::open(target, source, identity, true).await;
+            let client = Socket::open(target, source, identity, true).await;
             let client = client.with_context(|| format!("{} device of a user", DEVICES[at]))?;
             tasks.spawn(socket(run.clone(), user * 2 + at, client));
         }
@@ -216,7 +216,7 @@ struct Pending {
 }
 
 /// What one socket's task knows.
-struct Socket {
+struct Talk {
     run: Arc<Run>,
     /// Of the device.
     index: usize,
@@ -226,13 +226,13 @@ struct Socket {
     command: String,
 }
 
-async fn socket(run: Arc<Run>, index: usize, mut client: Client) {
+async fn socket(run: Arc<Run>, index: usize, mut client: Socket) {
     let user = index / 2;
     let is_member = |at: &usize| run.groups[*at].members.contains(&user);
     let groups = (0..run.groups.len()).filter(is_member).collect();
     let mut stage = run.stage.subscribe();
     let mut socket =
-        Socket { run: run.clone(), index, groups, pending: Vec::new(), command: String::new() };
+        Talk { run: run.clone(), index, groups, pending: Vec::new(), command: String::new() };
     let mut sending = false;
     loop {
         if sending {
@@ -257,9 +257,9 @@ async fn socket(run: Arc<Run>, index: usize, mut client: Client) {
     }
 }
 
-impl Socket {
+impl Talk {
     /// Sends again what was refused for now, and takes new messages as far as there is room.
-    fn fill(&mut self, client: &mut Client) {
+    fn fill(&mut self, client: &mut Socket) {
         let now = Instant::now();
         for pending in &mut self.pending {
             if pending.again.take_if(|again| *again <= now).is_some() {

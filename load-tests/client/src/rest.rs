@@ -1,10 +1,10 @@
 //! The few REST calls that prepare a run, on one connection that is kept.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -70,11 +70,28 @@ impl Rest {
     }
 
     async fn post(&mut self, path: &str, user: Uuid, body: &Value) -> anyhow::Result<Value> {
-        let request = Request::post(path)
+        let (status, answer) = self.call(Method::POST, path, user, Some(body)).await?;
+        ensure!(status.is_success(), "POST {path}: {status} {answer}");
+        Ok(answer)
+    }
+
+    /// One request; the answer is null where there is none. An error means that its outcome is not
+    /// known, and the connection is of no more use.
+    pub async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        user: Uuid,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(path)
             .header("host", &self.host)
             .header("content-type", "application/json")
             .header("x-user-id", user.to_string())
-            .body(Full::from(body.to_string()))?;
+            .body(Full::from(body))?;
         let call = async {
             self.requests.ready().await?;
             let response = self.requests.send_request(request).await?;
@@ -83,10 +100,11 @@ impl Rest {
             anyhow::Ok((status, body))
         };
         let answer = timeout(TIMEOUT, call).await.context("no answer in time").flatten();
-        let (status, body) = answer.with_context(|| format!("POST {path}"))?;
-        if !status.is_success() {
-            bail!("POST {path}: {status} {}", String::from_utf8_lossy(&body));
+        let (status, body) = answer.with_context(|| format!("{method} {path}"))?;
+        if body.is_empty() {
+            return Ok((status, Value::Null));
         }
-        serde_json::from_slice(&body).with_context(|| format!("POST {path}: not JSON"))
+        let answer = serde_json::from_slice(&body);
+        Ok((status, answer.with_context(|| format!("{method} {path}: not JSON"))?))
     }
 }

@@ -1,7 +1,7 @@
 //! A WebSocket client on a bare TCP stream. An idle one holds its stream, two empty vectors and
 //! nothing else: bytes are read into a buffer that all clients of a thread share.
 //!
-//! One task owns a client and drives it by [`Client::pump`]; pings are answered there, so a client
+//! One task owns a client and drives it by [`Socket::pump`]; pings are answered there, so a client
 //! that is pumped counts as alive and proves what it received.
 
 use std::cell::RefCell;
@@ -48,23 +48,51 @@ pub struct Identity<'a> {
     pub device: &'a str,
 }
 
+/// How to connect.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opening {
+    /// The address to come from; None where the kernel chooses.
+    pub source: Option<std::net::IpAddr>,
+    /// Without it, a classic client.
+    pub subprotocol: bool,
+    /// Of the kernel, for a client that is to be slow.
+    pub receive_buffer: Option<u32>,
+}
+
 /// How the server ended the socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Closed {
     /// None: the connection ended without a close frame.
     pub code: Option<u16>,
+    /// When to come back, as the close frame's reason says.
+    pub retry_ms: Option<u64>,
+    /// The server broke the protocol: that must not be mistaken for a cut.
+    pub fault: Option<String>,
+}
+
+impl Closed {
+    fn read(payload: &[u8]) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Reason {
+            retry_ms: Option<u64>,
+        }
+        let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+        let reason = payload.get(2..).and_then(|text| serde_json::from_slice::<Reason>(text).ok());
+        Self { code, retry_ms: reason.and_then(|reason| reason.retry_ms), fault: None }
+    }
 }
 
 impl std::fmt::Display for Closed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.code {
-            Some(code) => write!(f, "closed {code}"),
-            None => f.write_str("cut off"),
+        match (&self.fault, self.code) {
+            (Some(fault), _) => write!(f, "protocol fault: {fault}"),
+            (None, Some(code)) => write!(f, "closed {code}"),
+            (None, None) => f.write_str("cut off"),
         }
     }
 }
 
-pub struct Client {
+pub struct Socket {
     stream: TcpStream,
     /// The beginning of a frame whose end has not arrived.
     rest: Vec<u8>,
@@ -91,7 +119,7 @@ impl Outbox {
     }
 }
 
-impl Client {
+impl Socket {
     /// Connects from `source` and waits for `hello`.
     pub async fn open(
         target: &Target,
@@ -99,8 +127,9 @@ impl Client {
         identity: Identity<'_>,
         subprotocol: bool,
     ) -> anyhow::Result<Self> {
+        let how = Opening { source, subprotocol, receive_buffer: None };
         let opening = async {
-            let mut client = Self::connect(target, source, identity, subprotocol).await?;
+            let mut client = Self::connect(target, how, identity).await?;
             let mut greeted = false;
             while !greeted {
                 let greet = |_: &mut Outbox, text: &[u8]| greeted |= wire::kind(text) == "hello";
@@ -113,16 +142,20 @@ impl Client {
         timeout(CONNECT_TIMEOUT, opening).await.context("no hello in time")?
     }
 
-    async fn connect(
+    /// Connects; `hello` is still to come. The caller limits the time.
+    pub async fn connect(
         target: &Target,
-        source: Option<std::net::IpAddr>,
+        how: Opening,
         identity: Identity<'_>,
-        subprotocol: bool,
     ) -> anyhow::Result<Self> {
+        let Opening { source, subprotocol, receive_buffer } = how;
         let socket = if target.addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let socket = socket?;
         if let Some(source) = source {
             socket.bind(SocketAddr::new(source, 0)).context("bind")?;
+        }
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes).context("the receive buffer")?;
         }
         let mut stream = socket.connect(target.addr).await.context("connect")?;
         stream.set_nodelay(true)?;
@@ -130,7 +163,7 @@ impl Client {
         let head = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{offer}X-User-ID: {}\r\n\
-             X-Device-ID: {}\r\nX-Platform: web\r\nX-App-Version: loadgen\r\n\r\n",
+             X-Device-ID: {}\r\nX-Platform: web\r\nX-App-Version: load-tests\r\n\r\n",
             target.ws_path, target.host, identity.user, identity.device,
         );
         stream.write_all(head.as_bytes()).await?;
@@ -165,11 +198,9 @@ impl Client {
         match poll_fn(|cx| self.poll_pump(cx, &mut on_text)).await {
             Ok(closed) => closed,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                // The server breaks the protocol: that must not be mistaken for a cut.
-                eprintln!("loadgen: protocol fault: {error}");
-                Some(Closed { code: None })
+                Some(Closed { fault: Some(error.to_string()), ..Closed::default() })
             }
-            Err(_) => Some(Closed { code: None }),
+            Err(_) => Some(Closed::default()),
         }
     }
 
@@ -187,7 +218,7 @@ impl Client {
             let mut buffer = ReadBuf::new(scratch);
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
             if buffer.filled().is_empty() {
-                return Poll::Ready(Ok(Some(Closed { code: None })));
+                return Poll::Ready(Ok(Some(Closed::default())));
             }
             Poll::Ready(self.take_in(buffer.filled(), on_text))
         })
@@ -231,8 +262,7 @@ impl Client {
                 Opcode::Ping => self.out.frame(Opcode::Pong, frame.payload),
                 Opcode::Pong => {}
                 Opcode::Close => {
-                    let code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
-                    closed = Some(Closed { code });
+                    closed = Some(Closed::read(frame.payload));
                     break;
                 }
             }
@@ -302,6 +332,6 @@ mod tests {
 
     #[test]
     fn an_idle_client_is_small() {
-        assert!(size_of::<Client>() <= 128, "{}", size_of::<Client>());
+        assert!(size_of::<Socket>() <= 128, "{}", size_of::<Socket>());
     }
 }

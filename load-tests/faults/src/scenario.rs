@@ -1,0 +1,404 @@
+//! What goes wrong, by name. A scenario strikes again and again until its time is over; each strike
+//! heals what it broke before it returns.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::ensure;
+use rustix::process::Signal;
+use tidings_client::device::Order;
+use tidings_client::dice::Dice;
+use tidings_client::history::History;
+use tokio::time::{Instant, sleep};
+
+use crate::nodes::Node;
+use crate::proxy::{Direction, Mode, Proxy, Strike};
+use crate::services::{Service, Services};
+use crate::world::World;
+
+/// One kind of strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    KillNode,
+    PauseNode,
+    DrainNode,
+    RedisEmpty,
+    RedisSaved,
+    Pause(Service),
+    KillSubscriber,
+    Cut(Service),
+    Delay(Service),
+    HalfClose(Service),
+    Truncate(Service),
+    Hold(Service),
+    Refuse(Service),
+    Kill(Service),
+    KafkaAway,
+    SlowClients,
+    DropSockets,
+    HoldClients,
+    CutClients,
+}
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// Each of these goes on beside the others; of a list, one after the other.
+    pub strikes: &'static [&'static [Kind]],
+    /// How long there is traffic, unless told otherwise.
+    pub seconds: u64,
+    /// In the short set.
+    pub short: bool,
+}
+
+use Kind as K;
+use Service::{Kafka, Postgres, Redis};
+
+const fn scenario(
+    name: &'static str,
+    about: &'static str,
+    strikes: &'static [&'static [Kind]],
+    seconds: u64,
+    short: bool,
+) -> Scenario {
+    Scenario { name, about, strikes, seconds, short }
+}
+
+pub static ALL: &[Scenario] = &[
+    scenario("calm", "nothing goes wrong but what clients do", &[], 10, false),
+    scenario("kill-node", "kill -9 of a node, and its restart", &[&[K::KillNode]], 20, true),
+    scenario(
+        "pause-node",
+        "SIGSTOP of a node beyond its lease, and SIGCONT",
+        &[&[K::PauseNode]],
+        20,
+        true,
+    ),
+    scenario(
+        "drain",
+        "each node in turn is drained and started again",
+        &[&[K::DrainNode]],
+        24,
+        true,
+    ),
+    scenario(
+        "redis-empty",
+        "Redis killed, and started without its data",
+        &[&[K::RedisEmpty]],
+        20,
+        true,
+    ),
+    scenario(
+        "redis-saved",
+        "Redis killed, and started with its data",
+        &[&[K::RedisSaved]],
+        20,
+        false,
+    ),
+    scenario(
+        "redis-paused",
+        "Redis stopped, its connections open",
+        &[&[K::Pause(Redis)]],
+        20,
+        false,
+    ),
+    scenario(
+        "subscriber-killed",
+        "CLIENT KILL TYPE pubsub: every node loses its subscriptions",
+        &[&[K::KillSubscriber]],
+        15,
+        true,
+    ),
+    scenario(
+        "redis-network",
+        "Redis' TCP is cut, delayed, half-closed, truncated, held",
+        &[&[
+            K::Cut(Redis),
+            K::Delay(Redis),
+            K::HalfClose(Redis),
+            K::Truncate(Redis),
+            K::Hold(Redis),
+            K::Refuse(Redis),
+        ]],
+        30,
+        true,
+    ),
+    scenario(
+        "postgres-network",
+        "Postgres' TCP is cut, delayed, half-closed, truncated, held",
+        &[&[
+            K::Cut(Postgres),
+            K::Delay(Postgres),
+            K::HalfClose(Postgres),
+            K::Truncate(Postgres),
+            K::Hold(Postgres),
+            K::Refuse(Postgres),
+        ]],
+        30,
+        true,
+    ),
+    scenario(
+        "kafka-network",
+        "Kafka's TCP is cut, delayed, half-closed, truncated, held",
+        &[&[
+            K::Cut(Kafka),
+            K::Delay(Kafka),
+            K::HalfClose(Kafka),
+            K::Truncate(Kafka),
+            K::Hold(Kafka),
+            K::Refuse(Kafka),
+        ]],
+        30,
+        false,
+    ),
+    scenario(
+        "kafka-away",
+        "Kafka killed, away for a while, and started",
+        &[&[K::KafkaAway]],
+        40,
+        false,
+    ),
+    scenario(
+        "postgres-killed",
+        "kill -9 of Postgres, and its restart",
+        &[&[K::Kill(Postgres)]],
+        24,
+        true,
+    ),
+    scenario(
+        "postgres-paused",
+        "Postgres stopped, its connections open",
+        &[&[K::Pause(Postgres)]],
+        20,
+        false,
+    ),
+    scenario(
+        "slow-clients",
+        "some clients stop reading while much comes",
+        &[&[K::SlowClients]],
+        20,
+        true,
+    ),
+    scenario("sockets-dropped", "all sockets drop at once", &[&[K::DropSockets]], 15, true),
+    scenario(
+        "client-network",
+        "the network before a node swallows all, or cuts: half-open sockets",
+        &[&[K::HoldClients, K::CutClients]],
+        24,
+        false,
+    ),
+    scenario(
+        "kill-node-redis-empty",
+        "a node is killed while Redis loses its data",
+        &[&[K::KillNode], &[K::RedisEmpty]],
+        24,
+        false,
+    ),
+    scenario(
+        "kill-node-postgres-killed",
+        "a node is killed while Postgres is",
+        &[&[K::KillNode], &[K::Kill(Postgres)]],
+        24,
+        false,
+    ),
+    scenario(
+        "pause-node-sockets-dropped",
+        "a node sleeps beyond its lease while all sockets drop",
+        &[&[K::PauseNode], &[K::DropSockets]],
+        24,
+        false,
+    ),
+    scenario(
+        "drain-networks",
+        "nodes are drained while the networks of Redis and Postgres fail",
+        &[
+            &[K::DrainNode],
+            &[K::Cut(Redis), K::Truncate(Postgres), K::Hold(Redis), K::Cut(Postgres)],
+        ],
+        30,
+        false,
+    ),
+    scenario(
+        "kafka-away-kill-node",
+        "Kafka is away while nodes are killed",
+        &[&[K::KafkaAway], &[K::KillNode]],
+        40,
+        false,
+    ),
+];
+
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().find(|scenario| scenario.name == name)
+}
+
+/// What strikes work on.
+pub struct Stage<'a> {
+    pub nodes: &'a [Node],
+    pub services: &'a Services,
+    pub world: &'a World,
+    /// Before Kafka, for all nodes.
+    pub kafka: &'a Proxy,
+    pub history: &'a History,
+    pub struck: AtomicU64,
+}
+
+impl Stage<'_> {
+    /// Until then; the last strike may take longer.
+    pub async fn play(
+        &self,
+        strikes: &[Kind],
+        until: Instant,
+        mut dice: Dice,
+    ) -> anyhow::Result<()> {
+        let (mut turn, mut round) = (0, dice.below(strikes.len().max(1)));
+        while Instant::now() < until {
+            sleep(Duration::from_millis(dice.between(500, 2_000))).await;
+            let kind = strikes[round % strikes.len()];
+            (turn, round) = (turn + 1, round + 1);
+            eprintln!("faults: {:>6} ms {kind:?}", self.history.elapsed_ms());
+            self.struck.fetch_add(1, Ordering::Relaxed);
+            self.strike(kind, turn, &mut dice).await?;
+        }
+        Ok(())
+    }
+
+    async fn strike(&self, kind: Kind, turn: usize, dice: &mut Dice) -> anyhow::Result<()> {
+        let node = &self.nodes[dice.below(self.nodes.len())];
+        let mut pause = async |from, to| sleep(Duration::from_millis(dice.between(from, to))).await;
+        match kind {
+            Kind::KillNode => {
+                node.kill().await?;
+                pause(100, 4_000).await;
+                node.start().await?;
+            }
+            Kind::PauseNode => {
+                node.signal(Signal::STOP).await?;
+                pause(2_000, 5_000).await;
+                node.signal(Signal::CONT).await?;
+                pause(500, 1_500).await;
+            }
+            Kind::DrainNode => {
+                let node = &self.nodes[turn % self.nodes.len()];
+                node.drain().await?;
+                pause(0, 1_000).await;
+                node.start().await?;
+            }
+            Kind::RedisEmpty | Kind::RedisSaved => {
+                self.services.save_redis(kind == Kind::RedisSaved).await?;
+                self.services.call("kill", Redis).await?;
+                pause(0, 4_000).await;
+                self.services.call("up", Redis).await?;
+                pause(500, 3_000).await;
+            }
+            Kind::Kill(service) => {
+                self.services.call("kill", service).await?;
+                pause(0, 3_000).await;
+                self.services.call("up", service).await?;
+                pause(500, 2_000).await;
+            }
+            Kind::Pause(service) => {
+                self.services.call("pause", service).await?;
+                pause(1_000, 6_000).await;
+                self.services.call("resume", service).await?;
+                pause(500, 2_000).await;
+            }
+            Kind::KafkaAway => {
+                self.services.call("kill", Kafka).await?;
+                pause(8_000, 15_000).await;
+                self.services.call("up", Kafka).await?;
+            }
+            Kind::KillSubscriber => {
+                self.services.redis(&["client", "kill", "type", "pubsub"]).await?;
+                pause(200, 2_500).await;
+            }
+            Kind::Cut(service) => self.ways(service, node).for_each(|way| way.strike(Strike::Cut)),
+            Kind::HalfClose(service) => {
+                self.ways(service, node).for_each(|way| way.strike(Strike::HalfClose));
+                pause(500, 2_000).await;
+                // What then still stands there half open is a client's leak, and would be for ever.
+            }
+            Kind::Truncate(service) => {
+                let direction =
+                    if dice.percent(50) { Direction::ToServer } else { Direction::ToClient };
+                let strike = Strike::After(direction, dice.between(1, 3_000) as usize);
+                self.ways(service, node).for_each(|way| way.strike(strike));
+                sleep(Duration::from_millis(dice.between(500, 2_000))).await;
+            }
+            Kind::Delay(service) => {
+                let mode = Mode::Delay(Duration::from_millis(dice.between(20, 400)));
+                self.for_a_while(service, node, mode, dice.between(1_000, 4_000)).await;
+            }
+            Kind::Hold(service) => {
+                self.for_a_while(service, node, Mode::Hold, dice.between(1_000, 6_000)).await;
+            }
+            Kind::Refuse(service) => {
+                self.for_a_while(service, node, Mode::Refuse, dice.between(500, 4_000)).await;
+            }
+            Kind::SlowClients => {
+                for device in self.world.present() {
+                    if dice.percent(15) {
+                        let time = Duration::from_millis(dice.between(4_000, 9_000));
+                        let _ = device.orders.try_send(Order::Stall(time));
+                    }
+                }
+                sleep(Duration::from_millis(dice.between(5_000, 8_000))).await;
+            }
+            Kind::DropSockets => {
+                for device in self.world.present() {
+                    let _ = device.orders.try_send(Order::Drop);
+                }
+                pause(1_000, 3_000).await;
+            }
+            Kind::HoldClients => {
+                node.door.set(Mode::Hold);
+                pause(2_000, 9_000).await;
+                node.door.set(Mode::Pass);
+            }
+            Kind::CutClients => node.door.strike(Strike::Cut),
+        }
+        Ok(())
+    }
+
+    /// The ways from one node to the service, or of all nodes at once where they are shared.
+    fn ways<'a>(&'a self, service: Service, node: &'a Node) -> impl Iterator<Item = &'a Proxy> {
+        std::iter::once(node.way_to(service).unwrap_or(self.kafka))
+    }
+
+    async fn for_a_while(&self, service: Service, node: &Node, mode: Mode, ms: u64) {
+        self.ways(service, node).for_each(|way| way.set(mode));
+        sleep(Duration::from_millis(ms)).await;
+        self.ways(service, node).for_each(|way| way.set(Mode::Pass));
+    }
+
+    /// Everything works again, whatever was broken.
+    pub async fn heal(&self) -> anyhow::Result<()> {
+        self.kafka.set(Mode::Pass);
+        for service in Service::ALL {
+            self.services.call("up", service).await?;
+        }
+        for node in self.nodes {
+            node.door.set(Mode::Pass);
+            for way in [Postgres, Redis].into_iter().filter_map(|part| node.way_to(part)) {
+                way.set(Mode::Pass);
+            }
+            node.start().await?;
+        }
+        ensure!(self.nodes.len() > 1, "a cluster has more than one node");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_one_of_a_kind_and_the_short_set_is_short() {
+        for scenario in ALL {
+            assert!(std::ptr::eq(find(scenario.name).unwrap(), scenario), "{}", scenario.name);
+            assert!(scenario.strikes.iter().all(|list| !list.is_empty()), "{}", scenario.name);
+        }
+        let short: u64 = ALL.iter().filter(|s| s.short).map(|s| s.seconds).sum();
+        assert!((60..=300).contains(&short), "{short} s of traffic");
+    }
+}
