@@ -4,6 +4,7 @@ use hyper::StatusCode;
 
 use super::Call;
 use super::answer::{self, Answer, outcome};
+use crate::ids::Seq;
 use crate::protocol::answer::EditList;
 use crate::protocol::command::{EditMessage, SendMessage};
 use crate::protocol::problem::Problem;
@@ -60,10 +61,18 @@ pub async fn get(call: Call<'_>) -> Answer {
     answer::ok(&message.ok_or_else(Problem::message_not_found)?)
 }
 
+const CURSOR_FORM: &str = "a cursor is the next_cursor of an earlier answer";
+
 /// What it was before its edits, oldest first; nothing of a deleted one.
 pub async fn edits(call: Call<'_>) -> Answer {
-    let edits = call.node.store.edits(call.user, call.message_id()?).await;
+    let limit = call.limit()?;
+    let after: Option<u64> = call.parsed("cursor", CURSOR_FORM)?;
+    let after = Seq::try_from(after.unwrap_or_default());
+    let after = after.map_err(|_| Problem::invalid("cursor", CURSOR_FORM))?;
+    let edits = call.node.store.edits(call.user, call.message_id()?, limit, after).await;
     let edits = edits.map_err(|error| store_problem(&error))?;
     let edits = edits.ok_or_else(Problem::message_not_found)?;
-    answer::ok(&EditList { edits })
+    let full = edits.len() == limit as usize;
+    let next_cursor = edits.last().filter(|_| full).map(|version| version.seq.to_string());
+    answer::ok(&EditList { edits, next_cursor })
 }

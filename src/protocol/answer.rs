@@ -38,6 +38,8 @@ pub struct MessageList {
 #[derive(Serialize, JsonSchema)]
 pub struct EditList {
     pub edits: Vec<Version>,
+    /// For the next page; null on the last one.
+    pub next_cursor: Option<String>,
 }
 
 /// A page of how far a message's recipients are with it, in order of user id.

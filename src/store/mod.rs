@@ -249,9 +249,19 @@ impl Store {
         measured!(self.metrics, Message, forward!(&self.database, Database, message(user, id)))
     }
 
-    /// The earlier versions of a message, oldest first; None as for [`Store::message`].
-    pub async fn edits(&self, user: UserId, id: MessageId) -> Result<Option<Vec<Version>>> {
-        measured!(self.metrics, Edits, forward!(&self.database, Database, edits(user, id)))
+    /// The earlier versions of a message after seq `after`, oldest first, at most `limit`; None as for [`Store::message`].
+    pub async fn edits(
+        &self,
+        user: UserId,
+        id: MessageId,
+        limit: u32,
+        after: Seq,
+    ) -> Result<Option<Vec<Version>>> {
+        measured!(
+            self.metrics,
+            Edits,
+            forward!(&self.database, Database, edits(user, id, limit, after))
+        )
     }
 
     /// How far the others are with a message, those who were members when it was sent and still

@@ -46,7 +46,9 @@ pub async fn on_message(
     let size = message.len();
     if size > limit {
         let detail = format!("the frame has {size} bytes, at most {limit} are allowed");
-        answer(event::error(None, &Problem::new(Code::TooLarge, detail)), session).await;
+        let reference = command::reference(&mut message);
+        let problem = Problem::new(Code::TooLarge, detail);
+        answer(event::error(reference.as_deref(), &problem), session).await;
         return Ok(());
     }
     // Fragments and binary frames have not been checked yet; text in binary frames is text.

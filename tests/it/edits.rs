@@ -58,20 +58,35 @@ async fn an_edit_and_a_deletion_reach_all_who_see_the_message(cluster: &Cluster)
         "seq": 2, "content": "Helo", "mentions": null, "metadata": null,
         "edited_at": message["created_at"],
     });
-    assert_eq!(edits, json!({ "edits": [version] }));
+    assert_eq!(edits, json!({ "edits": [version], "next_cursor": null }));
+    // Page by page.
+    let command = json!({ "message_id": message["id"], "content": "Hello!" });
+    origin.command("edit_message", command).await.ok();
+    for other in &mut others {
+        other.event("message_updated", "the second edit").await;
+    }
+    let edits = format!("{}/edits?limit=1", path(&message));
+    let first = cluster.rest(1, bob).get(&edits).await.body(200);
+    assert_eq!((&first["edits"][0]["seq"], &first["next_cursor"]), (&json!(2), &json!("2")));
+    let second = cluster.rest(1, bob).get(&format!("{edits}&cursor=2")).await.body(200);
+    assert_eq!((&second["edits"][0]["seq"], &second["next_cursor"]), (&json!(4), &json!("4")));
+    let third = cluster.rest(1, bob).get(&format!("{edits}&cursor=4")).await.body(200);
+    assert_eq!(third, json!({ "edits": [], "next_cursor": null }));
+    let bad = cluster.rest(1, bob).get(&format!("{edits}&cursor=-1")).await;
+    bad.refused(422, "invalid", Some("cursor"));
 
     let deleted = cluster.rest(1, alice).delete(&path(&message)).await.body(200);
-    assert_eq!((&deleted["change_seq"], &deleted["content"]), (&json!(5), &Value::Null));
+    assert_eq!((&deleted["change_seq"], &deleted["content"]), (&json!(6), &Value::Null));
     for device in others.iter_mut().chain([&mut origin]) {
         let event = device.event("message_deleted", "the deletion").await;
-        assert_eq!((&event["type"], &event["seq"]), (&json!("message_deleted"), &json!(5)));
+        assert_eq!((&event["type"], &event["seq"]), (&json!("message_deleted"), &json!(6)));
         assert_eq!(event["message"], deleted);
     }
     assert_eq!(cluster.rest(0, alice).delete(&path(&message)).await.body(200), deleted);
 
     // One who may not look back hears nothing of it; the session that asked has its answer only.
     let marker = cluster.send(0, bob, conversation, "next").await;
-    assert_eq!(marker["seq"], 6);
+    assert_eq!(marker["seq"], 7);
     assert_eq!(at_late.new_message().await, marker);
     assert_eq!(origin.new_message().await, marker);
     for device in [&mut at_late, &mut origin] {

@@ -94,12 +94,13 @@ fn messages() -> Vec<Operation> {
             "listEdits",
             "What a message was before",
         )
+        .parameters([limit(), cursor(json!({ "type": "string", "pattern": "^[0-9]{1,18}$" }), "7")])
         .answer::<EditList>(
             200,
             "Its earlier versions, oldest first.",
-            json!({ "edits": [example::version()] }),
+            json!({ "edits": [example::version()], "next_cursor": null }),
         )
-        .problems(&[Code::NotFound]),
+        .problems(&[Code::NotFound, Code::Invalid]),
         Operation::api(Route::Read, "POST", Tag::Messages, "readMessage", "All up to it was read")
             .description("Read implies delivered. The senders are told.")
             .answer_empty(204, "Noted, or known before.")

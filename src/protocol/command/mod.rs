@@ -113,6 +113,17 @@ impl Command {
     }
 }
 
+/// The `ref` of a frame that is not carried out, if it can be read. The bytes are used up.
+pub fn reference(text: &mut [u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Outer {
+        #[serde(rename = "ref")]
+        reference: String,
+    }
+    let outer: Outer = from_json(text).ok()?;
+    Some(outer.reference).filter(|text| text.len() <= MAX_REF_BYTES)
+}
+
 /// Reads a text frame. The bytes are used up: the parser works in place.
 pub fn decode(text: &mut [u8], limits: &Limits) -> Frame {
     #[derive(Deserialize)]

@@ -152,8 +152,18 @@ impl Postgres {
         self.optional(query).await?.map(Message::try_from).transpose()
     }
 
-    pub async fn edits(&self, user: UserId, id: MessageId) -> Result<Option<Vec<Version>>> {
-        let query = sqlx::query_as::<_, VersionRow>(sql::EDITS).bind(user.0).bind(id.0);
+    pub async fn edits(
+        &self,
+        user: UserId,
+        id: MessageId,
+        limit: u32,
+        after: Seq,
+    ) -> Result<Option<Vec<Version>>> {
+        let query = sqlx::query_as::<_, VersionRow>(sql::EDITS)
+            .bind(user.0)
+            .bind(id.0)
+            .bind(after)
+            .bind(i64::from(limit));
         let rows = self.rows(query).await?;
         if rows.is_empty() {
             return Ok(None);

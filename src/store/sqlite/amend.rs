@@ -143,10 +143,18 @@ impl Sqlite {
         row.map(Message::try_from).transpose()
     }
 
-    pub async fn edits(&self, user: UserId, id: MessageId) -> Result<Option<Vec<Version>>> {
+    pub async fn edits(
+        &self,
+        user: UserId,
+        id: MessageId,
+        limit: u32,
+        after: Seq,
+    ) -> Result<Option<Vec<Version>>> {
         let rows: Vec<VersionRow> = sqlx::query_as(sql::EDITS)
             .bind(user.0)
             .bind(id.0)
+            .bind(after)
+            .bind(limit)
             .fetch_all(&self.readers)
             .await
             .map_err(error::of)?;

@@ -46,7 +46,7 @@ fn image(id: ConversationId, sender: UserId, metadata: &Value) -> NewMessage {
 }
 
 async fn versions(f: &Fixture, user: UserId, id: MessageId) -> Vec<Version> {
-    f.store.edits(user, id).await.unwrap().expect("he sees the message")
+    f.store.edits(user, id, 200, 0).await.unwrap().expect("he sees the message")
 }
 
 pub async fn an_edit_keeps_the_version_before(f: Arc<Fixture>) {
@@ -275,7 +275,7 @@ pub async fn earlier_versions_are_shown_to_those_who_see_the_message(f: Arc<Fixt
     let stranger = user();
     for who in [ben, cat, stranger] {
         assert_eq!(f.store.message(who, message).await.unwrap(), None);
-        assert_eq!(f.store.edits(who, message).await.unwrap(), None);
+        assert_eq!(f.store.edits(who, message, 200, 0).await.unwrap(), None);
     }
     assert_eq!(versions(&f, eve, message).await.len(), 1);
 
