@@ -161,6 +161,7 @@ async fn heard(mut client: Client) -> Heard {
 
 async fn what_was_acknowledged_survives_a_crash(ground: &Arc<Ground>) {
     const SENDERS: usize = 8;
+    const EACH: usize = 40;
     let (node, addr) = Process::node(&ground.settings("0")).await;
     let senders: Vec<Uuid> = (0..SENDERS).map(|_| user()).collect();
     let conversation = group(&Rest::new(addr, Some(senders[0])), &senders[1..]).await;
@@ -175,16 +176,16 @@ async fn what_was_acknowledged_survives_a_crash(ground: &Arc<Ground>) {
         body
     };
     for client in &mut clients {
-        for n in 0..100 {
+        for n in 0..EACH {
             client.submit("send_message", body(n)).await;
         }
     }
-    clients[0].find("an acknowledgement", |event| event["ref"] == "r60").await;
+    clients[0].find("an acknowledgement", |event| event["ref"] == "r20").await;
     node.kill();
     let heard = join_all(clients.into_iter().map(heard)).await;
     let acknowledged: BTreeMap<&Uuid, &Value> =
         heard.iter().flat_map(|heard| &heard.acknowledged).collect();
-    println!("{} of {} were acknowledged", acknowledged.len(), SENDERS * 100);
+    println!("{} of {} were acknowledged", acknowledged.len(), SENDERS * EACH);
 
     let (mut node, addr) = Process::node(&ground.settings("0")).await;
     let rest = Rest::new(addr, Some(senders[0]));
@@ -196,14 +197,14 @@ async fn what_was_acknowledged_survives_a_crash(ground: &Arc<Ground>) {
     let seqs: BTreeSet<i64> = stored.iter().map(|m| m["seq"].as_i64().unwrap()).collect();
     assert_eq!(seqs, (2..).take(stored.len()).collect(), "no gap, nothing twice");
     // Clients that heard nothing send again, and nothing is there twice.
-    for n in 0..100 {
+    for n in 0..EACH {
         let reply = rest.post("/api/v1/messages", body(n)).await;
         assert!([200, 201].contains(&reply.status), "{}", reply.text);
     }
     let again = history(&rest, conversation).await;
     let own = again.iter().filter(|m| m["sender_id"] == senders[0].to_string());
     let own: Vec<_> = own.map(|m| m["client_message_id"].as_str().unwrap()).collect();
-    assert_eq!((own.len(), own.iter().collect::<BTreeSet<_>>().len()), (100, 100));
+    assert_eq!((own.len(), own.iter().collect::<BTreeSet<_>>().len()), (EACH, EACH));
 
     // Nobody came back: what did not reach a member's socket is handed over for him, once the lease
     // of what the dead process left has run out.
