@@ -51,6 +51,14 @@ pub fn with_type(status: StatusCode, kind: &'static str, body: Bytes) -> Respons
     response
 }
 
+/// What is wrong with a cursor that is none of ours.
+pub const CURSOR_FORM: &str = "a cursor is the next_cursor of an earlier answer";
+
+/// Where a list goes on after this page; None if it is not full, and so the last one.
+pub fn next_cursor<T, C>(page: &[T], limit: u32, cursor: impl Fn(&T) -> C) -> Option<C> {
+    page.last().filter(|_| page.len() == limit as usize).map(cursor)
+}
+
 /// Submits something to the write path and waits for what became of it.
 pub async fn outcome<T: Send + 'static>(
     submit: impl FnOnce(Box<dyn FnOnce(Result<T, Problem>) + Send>),

@@ -3,7 +3,7 @@
 use hyper::StatusCode;
 
 use super::Call;
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, CURSOR_FORM};
 use crate::clock::Timestamp;
 use crate::ids::ConversationId;
 use crate::protocol::answer::ConversationList;
@@ -50,11 +50,9 @@ pub async fn shown(call: &Call<'_>, id: ConversationId) -> Result<Conversation, 
 
 /// Newest activity first.
 pub async fn list(call: Call<'_>) -> Answer {
-    let after = call.query("cursor").map(|text| {
-        read_cursor(&text).ok_or_else(|| {
-            Problem::invalid("cursor", "a cursor is the next_cursor of an earlier answer")
-        })
-    });
+    let after = call
+        .query("cursor")
+        .map(|text| read_cursor(&text).ok_or_else(|| Problem::invalid("cursor", CURSOR_FORM)));
     let page = call.node.store.conversations(call.user, call.limit()?, after.transpose()?).await;
     let (conversations, next) = page.map_err(|error| store_problem(&error))?;
     let next_cursor = next.map(|next| format!("{}.{}", next.last_activity_at.millis(), next.id));

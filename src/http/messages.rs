@@ -3,7 +3,7 @@
 use hyper::StatusCode;
 
 use super::Call;
-use super::answer::{self, Answer, outcome};
+use super::answer::{self, Answer, CURSOR_FORM, next_cursor, outcome};
 use crate::ids::Seq;
 use crate::protocol::answer::EditList;
 use crate::protocol::command::{EditMessage, SendMessage};
@@ -61,8 +61,6 @@ pub async fn get(call: Call<'_>) -> Answer {
     answer::ok(&message.ok_or_else(Problem::message_not_found)?)
 }
 
-const CURSOR_FORM: &str = "a cursor is the next_cursor of an earlier answer";
-
 /// What it was before its edits, oldest first; nothing of a deleted one.
 pub async fn edits(call: Call<'_>) -> Answer {
     let limit = call.limit()?;
@@ -72,7 +70,6 @@ pub async fn edits(call: Call<'_>) -> Answer {
     let edits = call.node.store.edits(call.user, call.message_id()?, limit, after).await;
     let edits = edits.map_err(|error| store_problem(&error))?;
     let edits = edits.ok_or_else(Problem::message_not_found)?;
-    let full = edits.len() == limit as usize;
-    let next_cursor = edits.last().filter(|_| full).map(|version| version.seq.to_string());
+    let next_cursor = next_cursor(&edits, limit, |version| version.seq.to_string());
     answer::ok(&EditList { edits, next_cursor })
 }

@@ -1,7 +1,7 @@
 //! A conversation's members: list, add, change rights, remove, leave.
 
 use super::Call;
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, CURSOR_FORM, next_cursor};
 use super::conversations::shown;
 use crate::protocol::answer::ParticipantList;
 use crate::protocol::command::{AddParticipants, PatchParticipant};
@@ -13,13 +13,12 @@ use crate::write_path::store_problem;
 pub async fn list(call: Call<'_>) -> Answer {
     let id = call.conversation_id()?;
     let limit = call.limit()?;
-    let after = call.parsed("cursor", "a cursor is the next_cursor of an earlier answer")?;
+    let after = call.parsed("cursor", CURSOR_FORM)?;
     let members = call.node.store.participants(call.user, id, limit, after).await;
     let members = members
         .map_err(|error| store_problem(&error))?
         .ok_or_else(Problem::conversation_not_found)?;
-    let full = members.len() == limit as usize;
-    let next_cursor = members.last().filter(|_| full).map(|member| member.user_id);
+    let next_cursor = next_cursor(&members, limit, |member| member.user_id);
     answer::ok(&ParticipantList { participants: members, next_cursor })
 }
 

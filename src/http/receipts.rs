@@ -1,7 +1,7 @@
 //! How far members are with a message: to tell it, and to ask.
 
 use super::Call;
-use super::answer::{self, Answer, outcome};
+use super::answer::{self, Answer, CURSOR_FORM, next_cursor, outcome};
 use crate::protocol::answer::ReceiptList;
 use crate::protocol::model::ReceiptKind;
 use crate::protocol::problem::Problem;
@@ -19,11 +19,10 @@ pub async fn note(call: Call<'_>, kind: ReceiptKind) -> Answer {
 /// In order of user id; the cursor is the last one's.
 pub async fn list(call: Call<'_>) -> Answer {
     let limit = call.limit()?;
-    let after = call.parsed("cursor", "a cursor is the next_cursor of an earlier answer")?;
+    let after = call.parsed("cursor", CURSOR_FORM)?;
     let receipts = call.node.store.receipts(call.user, call.message_id()?, limit, after).await;
     let receipts =
         receipts.map_err(|error| store_problem(&error))?.ok_or_else(Problem::message_not_found)?;
-    let full = receipts.len() == limit as usize;
-    let next_cursor = receipts.last().filter(|_| full).map(|receipt| receipt.user_id);
+    let next_cursor = next_cursor(&receipts, limit, |receipt| receipt.user_id);
     answer::ok(&ReceiptList { receipts, next_cursor })
 }
