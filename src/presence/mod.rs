@@ -44,11 +44,16 @@ pub enum Status {
     /// `last_seen`: the latest end of a session that is known; after a crash of its node, no
     /// earlier than its begin.
     Offline { last_seen: Option<Timestamp> },
-    /// Redis did not answer, or what is not in it may only be not in it yet.
-    Unknown,
+    /// Redis did not answer, or what is not in it may only be not in it yet. `last_seen` as far as
+    /// it is known all the same.
+    Unknown { last_seen: Option<Timestamp> },
 }
 
 impl Status {
+    pub fn is_known(&self) -> bool {
+        !matches!(self, Self::Unknown { .. })
+    }
+
     /// What others are shown. Not known is shown as not online: nobody waits for an answer that may
     /// not come.
     pub fn shown(self, user_id: UserId) -> UserPresence {
@@ -61,8 +66,7 @@ impl Status {
                     .map(|entry| Device { device_id: entry.device, platform: entry.platform });
                 UserPresence { online: true, devices: devices.collect(), ..offline(None) }
             }
-            Self::Offline { last_seen } => offline(last_seen),
-            Self::Unknown => offline(None),
+            Self::Offline { last_seen } | Self::Unknown { last_seen } => offline(last_seen),
         }
     }
 }

@@ -52,7 +52,7 @@ fn step(laggard: &Laggard, status: &Status, offline_after: Duration) -> Step {
     match status {
         Status::Offline { .. } => Step::HandOver(Reason::Absent),
         _ if laggard.age >= offline_after => Step::HandOver(Reason::Late),
-        Status::Unknown => Step::Later,
+        Status::Unknown { .. } => Step::Later,
         Status::Online(_) if laggard.behind > i64::from(PAGE) => Step::Resync,
         Status::Online(_) => Step::Republish,
     }
@@ -267,12 +267,13 @@ mod tests {
         let after = Duration::from_secs(30);
         let online = Status::Online(Vec::new());
         let offline = Status::Offline { last_seen: None };
+        let unknown = Status::Unknown { last_seen: None };
         assert_eq!(step(&laggard(1, 1), &online, after), Step::Republish);
         assert_eq!(step(&laggard(1, 101), &online, after), Step::Resync);
         assert_eq!(step(&laggard(31, 1), &online, after), Step::HandOver(Reason::Late));
         assert_eq!(step(&laggard(1, 1), &offline, after), Step::HandOver(Reason::Absent));
-        assert_eq!(step(&laggard(1, 1), &Status::Unknown, after), Step::Later);
-        assert_eq!(step(&laggard(31, 1), &Status::Unknown, after), Step::HandOver(Reason::Late));
+        assert_eq!(step(&laggard(1, 1), &unknown, after), Step::Later);
+        assert_eq!(step(&laggard(31, 1), &unknown, after), Step::HandOver(Reason::Late));
     }
 
     #[test]

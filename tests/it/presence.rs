@@ -51,6 +51,14 @@ impl Node {
         }
     }
 
+    /// When he was seen, as far as it is known.
+    async fn unknown(&self, user: UserId) -> Option<Timestamp> {
+        match self.status(user).await {
+            Status::Unknown { last_seen } => last_seen,
+            status => panic!("not unknown but {status:?}"),
+        }
+    }
+
     async fn register(&self, user: UserId, entry: &Entry) -> Registered {
         self.presence.register(user, entry.clone()).await.unwrap()
     }
@@ -287,7 +295,7 @@ async fn a_lost_lease_is_not_revived() {
     let deleted: usize = redis::cmd("DEL").arg(&key).query_async(&mut connection).await.unwrap();
     assert_eq!(deleted, 1);
     // Whether it has noticed already or does so now: what is not there means nothing any more.
-    assert_eq!(node.status(UserId(Uuid::new_v4())).await, Status::Unknown);
+    node.unknown(UserId(Uuid::new_v4())).await;
     assert!(matches!(other.status(user).await, Status::Offline { .. }));
     tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
     let new = *changes.borrow_and_update();
@@ -313,8 +321,13 @@ async fn absence_is_unknown_until_it_is_certain() {
     let node = Node::on(&redis).await;
     let (here, away) = (user(), user());
     node.register(here, &entry("phone", 0)).await;
-    assert_eq!(node.status(away).await, Status::Unknown);
+    assert_eq!(node.unknown(away).await, None);
     assert_eq!(node.online(here).await.len(), 1);
+    // When somebody was seen is known even so.
+    let (seen, phone) = (user(), entry("phone", 0));
+    node.register(seen, &phone).await;
+    node.presence.remove(seen, &phone.device, phone.session).await;
+    assert!(node.unknown(seen).await.is_some_and(|at| at > phone.since));
     let node = node.certain().await;
     assert!(started.elapsed() >= LEASE + LEASE / 3, "certain after {:?}", started.elapsed());
     assert_eq!(node.status(away).await, Status::Offline { last_seen: None });
@@ -332,17 +345,17 @@ async fn after_a_restart_absence_is_unknown_and_sessions_want_a_new_lease() {
     let mut changes = node.presence.lease_changes();
 
     redis.kill();
-    assert_eq!(node.status(user).await, Status::Unknown);
+    node.unknown(user).await;
     assert!(!node.presence.absence_is_certain());
     assert!(node.presence.register(user, phone.clone()).await.is_err());
     assert!(node.presence.ping().await.is_err());
 
     redis.start_again().await;
     // Whether it still waits for its new lease or has it: nobody is called offline.
-    assert_eq!(node.status(user).await, Status::Unknown);
+    node.unknown(user).await;
     tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
     assert_ne!(node.presence.node_id(), old);
-    assert_eq!(node.status(user).await, Status::Unknown);
+    node.unknown(user).await;
     node.register(user, &phone).await;
     assert_eq!(node.online(user).await.len(), 1);
     node.certain().await.stop().await;
@@ -363,7 +376,7 @@ async fn a_restart_from_a_snapshot_is_noticed_though_the_lease_lives() {
     redis.start_again().await;
     let key = format!("test:node:{old}");
     assert!(redis.command::<bool>(&["EXISTS", &key]).await, "the snapshot has the lease");
-    assert_eq!(node.status(user).await, Status::Unknown);
+    node.unknown(user).await;
     tokio::time::timeout(SOON, changes.changed()).await.expect("a new lease").unwrap();
     node.stop().await;
 }
@@ -381,7 +394,7 @@ async fn a_hanging_redis_makes_nobody_wait_for_long_and_failed_writes_are_repair
 
     redis.pause();
     let paused = Instant::now();
-    assert_eq!(node.status(user).await, Status::Unknown);
+    node.unknown(user).await;
     assert!(paused.elapsed() < Duration::from_secs(4), "took {:?}", paused.elapsed());
     let paused = Instant::now();
     node.presence.remove(user, &phone.device, phone.session).await;

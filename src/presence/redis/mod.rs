@@ -125,7 +125,7 @@ impl RedisPresence {
                 }
             }
         }
-        statuses.resize(users.len(), Status::Unknown);
+        statuses.resize(users.len(), Status::Unknown { last_seen: None });
         statuses
     }
 

@@ -78,11 +78,14 @@ impl Found {
             self.entries.into_iter().partition(|entry| alive[&entry.node]);
         if !online.is_empty() {
             Status::Online(online)
-        } else if self.unreadable || !absence_is_certain {
-            Status::Unknown
         } else {
             let begun = dead.into_iter().map(|entry| entry.since).max();
-            Status::Offline { last_seen: self.last_seen.max(begun) }
+            let last_seen = self.last_seen.max(begun);
+            if self.unreadable || !absence_is_certain {
+                Status::Unknown { last_seen }
+            } else {
+                Status::Offline { last_seen }
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ pub use self::registry::Registry;
 use super::handle::Session;
 use crate::bus::{Bus, Envelope, Order, PRESENCE_TOPICS, presence_topic};
 use crate::ids::UserId;
-use crate::presence::{Presence, Status};
+use crate::presence::Presence;
 use crate::protocol::code::Code;
 use crate::protocol::model::UserPresence;
 use crate::protocol::problem::Problem;
@@ -172,7 +172,7 @@ impl Watcher {
         }
         let status = self.presence.status(&known).await;
         let shown = known.into_iter().zip(status).map(|(user, status)| {
-            let is_known = status != Status::Unknown;
+            let is_known = status.is_known();
             self.registry.settle(status.shown(user), is_known)
         });
         Ok(shown.collect())
@@ -239,8 +239,8 @@ impl Watcher {
             return;
         }
         let status = self.presence.status(&users).await;
-        let found = users.into_iter().zip(status).filter(|(_, status)| *status != Status::Unknown);
-        let changed = found.filter_map(|(user, status)| {
+        let known = users.into_iter().zip(status).filter(|(_, status)| status.is_known());
+        let changed = known.filter_map(|(user, status)| {
             let found = status.shown(user);
             let watchers = self.registry.to_be_told(user, found.online);
             (!watchers.is_empty()).then_some((found, watchers))
