@@ -67,8 +67,8 @@ pub struct Node {
     pub sessions: TaskTracker,
     /// Set when this node takes no new sockets and requests any more.
     pub stopping: CancellationToken,
-    /// Sessions that may be registering or leaving at a time. The rest of a storm waits for its turn
-    /// in little memory; the presence's own requests are large.
+    /// Sessions that may be registering or leaving at a time. Whose client has gone again while it
+    /// waited for its turn does not register at all.
     pub presence_turns: Semaphore,
     /// Sockets that are open or being opened, against `MAX_CONNECTIONS`.
     pub sockets: AtomicUsize,
