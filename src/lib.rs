@@ -22,6 +22,7 @@ pub mod presence;
 pub mod protocol;
 pub mod rates;
 pub mod resume;
+pub mod sabotage;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -14,6 +14,7 @@ use crate::bus::{Classic, Envelope, Inbox, Order};
 use crate::ids::{DeviceId, SessionId, UserId};
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Event;
+use crate::sabotage::{self, Mutation};
 use crate::telemetry::Metrics;
 
 use super::handle::Session;
@@ -183,6 +184,9 @@ impl Inbox for Hub {
 
     /// Events may have been lost: everyone reads again what they missed.
     fn on_gap(&self) {
+        if sabotage::is_on(Mutation::DropResync) {
+            return;
+        }
         self.gap.notify_one();
     }
 }

@@ -13,6 +13,7 @@ use super::handle::Session;
 use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
 use crate::protocol::code::CloseCode;
+use crate::sabotage::{self, Mutation};
 use crate::telemetry::metrics::{Direction, Stage};
 
 /// Frames in one system call; two slices each, far below the kernel's limit of 1,024.
@@ -30,6 +31,11 @@ pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
         let mut taken = session.queue.take().await;
         let ping = session.ask_for_proof(&taken.items);
         let asks = ping.is_some();
+        if sabotage::is_on(Mutation::ProveAtWrite)
+            && let Some(ping) = &ping
+        {
+            session.on_pong(&ping.bytes, &node.write_path.proofs);
+        }
         taken.items.extend(ping);
         // Boxed: an idle session is not to hold what a write needs.
         if Box::pin(write(&mut half, &taken.items, session, node)).await.is_err() {
