@@ -8,7 +8,7 @@
 //! Who was away reads by `resume` what he missed.
 //!
 //! Direction: `main -> app -> http -> ws -> {write_path, resume} -> {store, bus, presence, offline}`,
-//! and all `-> {protocol, ids, clock, config, telemetry}`; never back, never sideways.
+//! and all `-> {protocol, ids, clock, config, telemetry, sabotage}`; never back, never sideways.
 
 pub mod app;
 pub mod auth;
