@@ -144,6 +144,7 @@ impl Inbox for Hub {
         if let crate::bus::Class::Control = head.class {
             match envelope.as_order() {
                 Some(Order::Replace(session)) => self.end(user, session, CloseCode::Replaced),
+                Some(Order::ComeAgain(session)) => self.end(user, session, CloseCode::Resync),
                 Some(Order::Disconnect(device)) => {
                     self.end_all(user, device.as_ref(), CloseCode::Forbidden);
                 }
