@@ -22,6 +22,7 @@ use crate::offline::{Offline, Reason, Recipient, Record};
 use crate::presence::{Presence, Status};
 use crate::protocol::event;
 use crate::protocol::model::{ChangeKind, Conversation, Message};
+use crate::sabotage::{self, Mutation};
 use crate::store::types::{Changed, MemberState, Members, Proof, Run};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
@@ -74,6 +75,9 @@ impl Event {
     }
 
     fn is_seen_by(&self, member: &MemberState) -> bool {
+        if sabotage::is_on(Mutation::TellLeavers) {
+            return true;
+        }
         match self {
             Self::Message { message, .. } => member.sees_change_of(message.seq, self.seq()),
             Self::Conversation(changed) => member.sees(changed.seq),

@@ -16,6 +16,7 @@ use super::receipts::Receipts;
 use crate::config::DeliveryConfig;
 use crate::ids::{ConversationId, UserId};
 use crate::protocol::model::ReceiptKind;
+use crate::sabotage::{self, Mutation};
 use crate::store::types::{Moved, Proof, Run, Settled};
 use crate::telemetry::Metrics;
 
@@ -56,7 +57,10 @@ impl Proofs {
     }
 
     /// Never waits.
-    pub fn add(&self, run: Run) {
+    pub fn add(&self, mut run: Run) {
+        if sabotage::is_on(Mutation::SettlePastGap) {
+            run.lo = 1;
+        }
         let mut pending = self.lock();
         let full = pending.len() >= MAX_MEMBERS;
         match pending.entry((run.conversation_id, run.user_id)) {

@@ -124,8 +124,11 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
         node.watch.came_or_went(session.user_id);
     }
     if let Some(replaced) = registered.replaced.filter(|replaced| replaced.session != session.id) {
+        // Our client may have left while we registered, and what we replaced be where he came back:
+        // that one is not to be shut out, but to take its place again.
+        let order = if is_gone(stream) { Order::ComeAgain } else { Order::Replace };
         // It may live on another node: the user's channel finds it.
-        let envelope = Envelope::order(session.user_id, Order::Replace(replaced.session));
+        let envelope = Envelope::order(session.user_id, order(replaced.session));
         node.bus.publish(&[(session.user_id, envelope.encode())]).await;
     }
     let hello = Event::Hello(Hello {

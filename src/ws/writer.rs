@@ -13,6 +13,7 @@ use super::handle::Session;
 use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
 use crate::protocol::code::CloseCode;
+use crate::sabotage::{self, Mutation};
 use crate::telemetry::metrics::{Direction, Stage};
 
 /// Frames in one system call; two slices each, far below the kernel's limit of 1,024.
@@ -29,6 +30,11 @@ pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
     loop {
         let mut taken = session.queue.take().await;
         let asks = session.ask_for_proof(&mut taken.items);
+        if sabotage::is_on(Mutation::ProveAtWrite)
+            && let Some(ping) = taken.items.back().filter(|_| asks)
+        {
+            session.on_pong(&ping.bytes, &node.write_path.proofs);
+        }
         let mut progress = Progress::default();
         let mut written = progress.advance(&half, &taken.items);
         if matches!(written, Ok(false)) {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::nodes::{Common, Node};
 use crate::proxy::Proxy;
-use crate::scenario::{Scenario, Stage};
+use crate::scenario::{Scenario, Stage, UPGRADE};
 use crate::services::{self, Service, Services};
 use crate::world::{Plan, World, until};
 
@@ -24,6 +24,11 @@ const STEP: Duration = Duration::from_secs(90);
 const NODES: usize = 3;
 /// Three leases of a node, and then some.
 const PRESENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// From the last proof to its line in the history.
+const NOTED_WITHIN: Duration = Duration::from_millis(300);
+/// From a gap to the page that fills it: nodes tell of it over three seconds.
+const TOLD_WITHIN: Duration = Duration::from_secs(6);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -38,6 +43,12 @@ pub struct Args {
     /// How long there is traffic; at most ten minutes.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: Option<u64>,
+    /// The binary that the nodes of an upgrade start with.
+    #[arg(long)]
+    older: Option<PathBuf>,
+    /// What nodes that can be told so do wrong on purpose.
+    #[arg(long)]
+    sabotage: Option<String>,
     #[arg(long, default_value_t = 220)]
     users: usize,
     /// Messages a second, all together.
@@ -54,11 +65,17 @@ pub struct Circumstances {
     pub strikes: u64,
     /// Conversation and user of whom was let in later: perhaps not for the first time.
     pub added: Vec<(Uuid, Uuid)>,
+    /// Whether who is connected must have been told of every change.
+    pub tells_all: bool,
     /// What should be gone, and is not.
     pub leftovers: Vec<String>,
 }
 
 pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
+    ensure!(
+        args.older.is_some() == (scenario.name == UPGRADE),
+        "an older release is for {UPGRADE}"
+    );
     let folder = args.folder.clone();
     let run = format!("faults_{}_{}", scenario.name.replace('-', "_"), args.seed);
     let mut dice = Dice::of(args.seed, 10);
@@ -73,15 +90,26 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let slow = scenario.name == "slow-clients";
     // A topic outlives its run: a run that is repeated takes another.
     let topic = format!("{run}.{}", Uuid::new_v4().simple());
-    let extra: &[(&str, &str)] = if slow { &[("WS_CLIENT_BUFFER_SIZE", "64")] } else { &[] };
+    let mut extra = Vec::new();
+    if slow {
+        extra.push(("WS_CLIENT_BUFFER_SIZE", "64"));
+    }
+    if let Some(mutation) = &args.sabotage {
+        extra.push(("SABOTAGE", mutation));
+    }
     let common = Common {
         binary: args.binary.canonicalize().context("the binary")?,
+        older: args
+            .older
+            .map(|older| older.canonicalize())
+            .transpose()
+            .context("the older binary")?,
         folder: folder.clone(),
         services: &services,
         run: &run,
         topic: &topic,
         kafka: kafka.addr(),
-        extra,
+        extra: &extra,
     };
     let mut nodes = Vec::new();
     for number in 1..=NODES {
@@ -125,12 +153,17 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let strikes = stage.struck.load(Ordering::Relaxed);
 
     eprintln!("faults: {:>6} ms peace", history.elapsed_ms());
-    let mut left = Circumstances { strikes, added: world.added(), leftovers: Vec::new() };
+    let mut left = Circumstances {
+        strikes,
+        added: world.added(),
+        tells_all: scenario.tells_all(),
+        leftovers: Vec::new(),
+    };
     let limits = async {
         world.answered(STEP).await?;
         settled(&services, &run).await?;
         // Whoever is told something now knows it by the time it is noted.
-        sleep(Duration::from_millis(300)).await;
+        sleep(if left.tells_all { TOLD_WITHIN } else { NOTED_WITHIN }).await;
         history.note(Uuid::nil(), "run", Entry::Settled);
         eprintln!("faults: {:>6} ms settled", history.elapsed_ms());
         world.resume(STEP).await

@@ -67,6 +67,8 @@ pub struct Evidence {
     pub records: Vec<Record>,
     /// Who was let in later: his row tells of his last stay only.
     pub added: BTreeSet<(Uuid, Uuid)>,
+    /// Whether who is connected must have been told of every change.
+    pub tells_all: bool,
     pub leftovers: Vec<String>,
     pub strikes: u64,
     /// Of the final resume's beginning, in `lines`.
@@ -128,6 +130,7 @@ impl Evidence {
             edits: rows(folder, "edits")?,
             records: records.into_iter().map(record).collect::<Result<_, _>>()?,
             added: circumstances.added.into_iter().collect(),
+            tells_all: circumstances.tells_all,
             leftovers: circumstances.leftovers,
             strikes: circumstances.strikes,
         })

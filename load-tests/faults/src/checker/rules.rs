@@ -10,12 +10,13 @@ use super::{Counts, Faults};
 
 type Rule = fn(&Evidence, &mut Faults<'_>);
 
-pub const ALL: [(&str, Rule); 10] = [
+pub const ALL: [(&str, Rule); 11] = [
     ("acknowledged is stored", acknowledged_is_stored),
     ("refused is not stored", refused_is_not_stored),
     ("each command has an outcome", each_command_has_an_outcome),
     ("one message, one place", one_message_one_place),
     ("nobody is forgotten", nobody_is_forgotten),
+    ("who is connected is told", who_is_connected_is_told),
     ("no gap, no step back", no_gap_no_step_back),
     ("no event to a stranger", no_event_to_a_stranger),
     ("what clients hold is what is stored", held_is_stored),
@@ -195,6 +196,41 @@ fn nobody_is_forgotten(evidence: &Evidence, faults: &mut Faults<'_>) {
                 message.client_message_id.as_deref().unwrap_or_default(),
                 member.user_id
             ));
+        }
+    }
+}
+
+/// Before the final resume: a device that is connected has the whole log of each conversation, edits,
+/// deletions and changes of members too, which nobody proves.
+fn who_is_connected_is_told(evidence: &Evidence, faults: &mut Faults<'_>) {
+    let Some(settled) = evidence.settled.filter(|_| evidence.tells_all) else { return };
+    let mut connected: BTreeSet<(Uuid, &str)> = BTreeSet::new();
+    let mut cursors: HashMap<(&str, Uuid), u64> = HashMap::new();
+    for line in &evidence.lines[..settled] {
+        let device = (line.user, &*line.device);
+        match &line.entry {
+            Entry::Connected { .. } => {
+                connected.insert(device);
+            }
+            Entry::Closed { .. } => {
+                connected.remove(&device);
+            }
+            Entry::Told { conversation, cursor: Some(cursor), .. }
+            | Entry::Page { conversation, cursor: Some(cursor), .. } => {
+                cursors.insert((&line.device, *conversation), *cursor);
+            }
+            _ => {}
+        }
+    }
+    for (user, device) in connected {
+        let rows = evidence.participants.values();
+        for row in rows.filter(|row| row.user_id == user && row.left_seq.is_none()) {
+            let conversation = row.conversation_id;
+            let head = evidence.conversations.get(&conversation).map_or(0, |c| c.last_seq);
+            let cursor = cursors.get(&(device, conversation)).copied().unwrap_or_default();
+            if cursor != head {
+                faults.add(format!("{device} is at {cursor} of {head} in {conversation}"));
+            }
         }
     }
 }
