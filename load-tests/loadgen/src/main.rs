@@ -7,6 +7,7 @@
 mod modes;
 mod proc;
 mod report;
+mod traffic;
 mod wire;
 
 use std::path::PathBuf;
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use tidings_client::key::Key;
 
-use crate::modes::{chat, idle, scatter};
+use crate::modes::{chat, group, idle, scatter, storm};
 use crate::proc::Named;
 
 /// Load generator for Tidings. Loopback only; exit code 1 if what was promised did not hold.
@@ -36,8 +38,12 @@ enum Mode {
     Idle(idle::Args),
     /// Pairs of users that write to each other: durable messages a second, latency, CPU of each.
     Chat(chat::Args),
+    /// Writers in groups of many sizes: deliveries a second, latency, CPU of each.
+    Group(group::Args),
     /// Groups spread over nodes: does everybody receive everything exactly once, without a gap?
     Scatter(scatter::Args),
+    /// A crowd that loses its connections and comes back, while others talk.
+    Storm(storm::Args),
 }
 
 /// What all modes take.
@@ -47,6 +53,9 @@ struct Shared {
     /// is to be called "node".
     #[arg(long = "pid", value_name = "NAME=PID[,PID]")]
     pids: Vec<Named>,
+    /// The node's secret (HS256), where it runs with AUTH_MODE=jwt: all prove themselves with tokens.
+    #[arg(long, value_name = "SECRET")]
+    jwt_key: Option<Key>,
     /// Also write the report here.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -77,7 +86,9 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         match cli.mode {
             Mode::Idle(args) => idle::run(args).await,
             Mode::Chat(args) => chat::run(args).await,
+            Mode::Group(args) => group::run(args).await,
             Mode::Scatter(args) => scatter::run(args).await,
+            Mode::Storm(args) => storm::run(args).await,
         }
     })
 }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::count;
 use crate::Shared as Common;
 use crate::proc::{Sample, Watch};
-use crate::report::{Cost, Progress, Report, Table, round};
+use crate::report::{Cost, Progress, Report, Table, growth, round, rss};
 use crate::{duration, wire};
 
 /// Handshakes under way at a time.
@@ -185,8 +185,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
         ends,
     };
     let faults = faults(&run.args, &figures);
-    let report = Report { mode: "idle", passed: faults.is_empty(), faults, figures };
-    report.publish(&table(&report.figures), run.args.common.json.as_deref())
+    Report::new("idle", faults, figures).publish(table, &run.args.common)
 }
 
 /// At the given rate; returns when each socket is open or has failed.
@@ -327,20 +326,6 @@ async fn talk(
     })
 }
 
-fn rss(sample: &Sample) -> BTreeMap<String, u64> {
-    let memory = sample.usage.iter();
-    memory.map(|(name, usage)| (name.clone(), usage.memory.rss_bytes)).collect()
-}
-
-fn growth(before: &Sample, after: &Sample, sockets: f64) -> BTreeMap<String, f64> {
-    let (before, after) = (rss(before), rss(after));
-    let each = after.into_iter().map(|(name, after)| {
-        let grown = after as f64 - before[&name] as f64;
-        (name, round(grown / sockets, 0))
-    });
-    each.collect()
-}
-
 fn faults(args: &Args, figures: &Figures) -> Vec<String> {
     let mut faults = Vec::new();
     if figures.opened < figures.sockets {
@@ -363,13 +348,6 @@ fn faults(args: &Args, figures: &Figures) -> Vec<String> {
 }
 
 fn table(figures: &Figures) -> Table {
-    let mib = |rss: &BTreeMap<String, u64>| {
-        let each = rss.iter().map(|(name, rss)| {
-            let mib = *rss as f64 / f64::from(1 << 20);
-            format!("{name} {mib:.1} MiB")
-        });
-        each.collect::<Vec<_>>().join(", ")
-    };
     let mut table = Table::default();
     table.row("target", &figures.url);
     table.row("sockets", format!("{} of {}", figures.opened, figures.sockets));
@@ -377,9 +355,9 @@ fn table(figures: &Figures) -> Table {
     table.row("connect", format!("{} s", figures.connect_seconds));
     table.cost(&figures.connect_cost);
     table.by_process("  µs of CPU per socket", &figures.connect_us_per_socket);
-    table.row("memory before", mib(&figures.rss_before));
-    table.row("memory open", mib(&figures.rss_open));
-    table.row("memory after the hold", mib(&figures.rss_held));
+    table.memory("memory before", &figures.rss_before);
+    table.memory("memory open", &figures.rss_open);
+    table.memory("memory after the hold", &figures.rss_held);
     table.by_process("  bytes per socket", &figures.bytes_per_socket);
     table.row("hold", format!("{} s", figures.hold_seconds));
     table.cost(&figures.hold_cost);
@@ -389,9 +367,9 @@ fn table(figures: &Figures) -> Table {
         table.row("after traffic", format!("{answered} commands of {command_bytes} bytes"));
         table.cost(&after.cost);
         table.by_process("  µs of CPU per command", &after.us_per_command);
-        table.row(format!("  memory {rest_seconds} s later"), mib(&after.rss));
+        table.memory(format!("  memory {rest_seconds} s later"), &after.rss);
         table.by_process("  bytes per socket", &after.bytes_per_socket);
     }
-    table.row("memory after the close", mib(&figures.rss_closed));
+    table.memory("memory after the close", &figures.rss_closed);
     table
 }

@@ -1,13 +1,15 @@
 //! What the generator can do, a file per mode.
 
 pub mod chat;
+pub mod group;
 pub mod idle;
 pub mod scatter;
+pub mod storm;
 
 use std::collections::BTreeMap;
 
 /// One more of `what`.
-fn count(counts: &mut BTreeMap<String, u64>, what: &str) {
+pub fn count(counts: &mut BTreeMap<String, u64>, what: &str) {
     match counts.get_mut(what) {
         Some(count) => *count += 1,
         None => {
