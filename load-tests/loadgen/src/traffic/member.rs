@@ -96,6 +96,8 @@ impl Member {
     pub async fn run(mut self, mut client: Socket, mut writer: Option<Writer>, who: &str) {
         let ledger = self.ledger.clone();
         let mut stage = ledger.stage.subscribe();
+        // The run may have begun before this task.
+        stage.mark_changed();
         loop {
             let wake = writer.as_mut().and_then(|writer| writer.fill(&ledger, &mut client));
             let unfinished = writer.as_ref().map(|writer| writer.unfinished.clone());
