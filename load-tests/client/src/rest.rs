@@ -88,7 +88,21 @@ impl Rest {
         Ok(())
     }
 
-    async fn post(&mut self, path: &str, user: Uuid, body: &Value) -> anyhow::Result<Value> {
+    pub async fn get(&mut self, path: &str, user: Uuid) -> anyhow::Result<Value> {
+        let (status, answer) = self.call(Method::GET, path, user, None).await?;
+        ensure!(status.is_success(), "GET {path}: {status} {answer}");
+        Ok(answer)
+    }
+
+    /// What is no JSON, and nobody's own.
+    pub async fn text(&mut self, path: &str) -> anyhow::Result<String> {
+        let request = Request::get(path).header("host", &self.host).body(Full::default())?;
+        let (status, body) = self.request(request).await.with_context(|| format!("GET {path}"))?;
+        ensure!(status.is_success(), "GET {path}: {status}");
+        Ok(String::from_utf8(body.into())?)
+    }
+
+    pub async fn post(&mut self, path: &str, user: Uuid, body: &Value) -> anyhow::Result<Value> {
         let (status, answer) = self.call(Method::POST, path, user, Some(body)).await?;
         ensure!(status.is_success(), "POST {path}: {status} {answer}");
         Ok(answer)
@@ -114,6 +128,19 @@ impl Rest {
             request = request.header("authorization", format!("Bearer {}", key.token(user)));
         }
         let request = request.body(Full::from(body))?;
+        let answer = self.request(request).await;
+        let (status, body) = answer.with_context(|| format!("{method} {path}"))?;
+        if body.is_empty() {
+            return Ok((status, Value::Null));
+        }
+        let answer = serde_json::from_slice(&body);
+        Ok((status, answer.with_context(|| format!("{method} {path}: not JSON"))?))
+    }
+
+    async fn request(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
         let call = async {
             self.requests.ready().await?;
             let response = self.requests.send_request(request).await?;
@@ -121,12 +148,6 @@ impl Rest {
             let body = response.into_body().collect().await?.to_bytes();
             anyhow::Ok((status, body))
         };
-        let answer = timeout(TIMEOUT, call).await.context("no answer in time").flatten();
-        let (status, body) = answer.with_context(|| format!("{method} {path}"))?;
-        if body.is_empty() {
-            return Ok((status, Value::Null));
-        }
-        let answer = serde_json::from_slice(&body);
-        Ok((status, answer.with_context(|| format!("{method} {path}: not JSON"))?))
+        timeout(TIMEOUT, call).await.context("no answer in time").flatten()
     }
 }

@@ -4,6 +4,7 @@
 //! Lean on purpose, for it shares its machine with the server: one thread unless told otherwise,
 //! one task per socket, one read buffer for all of them. Everything is bounded in time and count.
 
+mod metrics;
 mod modes;
 mod proc;
 mod report;
@@ -18,7 +19,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tidings_client::key::Key;
 
-use crate::modes::{chat, group, idle, scatter, storm};
+use crate::modes::{chat, group, history, idle, overload, scatter, storm};
 use crate::proc::Named;
 
 /// Load generator for Tidings. Loopback only; exit code 1 if what was promised did not hold.
@@ -40,6 +41,10 @@ enum Mode {
     Chat(chat::Args),
     /// Writers in groups of many sizes: deliveries a second, latency, CPU of each.
     Group(group::Args),
+    /// Pages of a long history, and syncs: latency, CPU and the database's time.
+    History(history::Args),
+    /// More than the server takes: does it refuse, and stay fast?
+    Overload(overload::Args),
     /// Groups spread over nodes: does everybody receive everything exactly once, without a gap?
     Scatter(scatter::Args),
     /// A crowd that loses its connections and comes back, while others talk.
@@ -87,6 +92,8 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             Mode::Idle(args) => idle::run(args).await,
             Mode::Chat(args) => chat::run(args).await,
             Mode::Group(args) => group::run(args).await,
+            Mode::History(args) => history::run(args).await,
+            Mode::Overload(args) => overload::run(args).await,
             Mode::Scatter(args) => scatter::run(args).await,
             Mode::Storm(args) => storm::run(args).await,
         }

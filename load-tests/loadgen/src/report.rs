@@ -72,6 +72,12 @@ impl std::fmt::Display for LatencySummary {
 /// By what was measured: one name for the same thing in all modes.
 pub type Latencies = BTreeMap<String, LatencySummary>;
 
+/// Of those that were measured at all.
+pub fn latencies<'a>(named: impl IntoIterator<Item = (&'a str, &'a Latency)>) -> Latencies {
+    let summaries = named.into_iter().map(|(what, latency)| (what.to_owned(), latency.summary()));
+    summaries.filter(|(_, summary)| summary.count > 0).collect()
+}
+
 /// What was used between two samples.
 #[derive(Debug, Serialize)]
 pub struct Cost {

@@ -71,7 +71,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     pairs(&ledger, &args.url, &receivers, args.pairs, &mut tasks, &mut progress).await?;
 
     let pace = Pace::of(args.rate, args.in_flight);
-    let measured = measure(&ledger, &watch, args.window, pace, false, &mut progress).await?;
+    let measured = measure(&ledger, &watch, args.window, pace, &mut progress).await?;
     ledger.settle();
     follow(&ledger, Instant::now() + args.settle, &mut progress).await;
     let outcome = ledger.outcome();

@@ -118,7 +118,7 @@ async fn step(
         progress.tell(|| format!("{} of {groups} groups of {members} ready", group + 1));
     }
     let pace = Pace::Undelivered(args.in_flight);
-    let saturation = measure(&ledger, watch, args.window, pace, false, progress).await?;
+    let saturation = measure(&ledger, watch, args.window, pace, progress).await?;
     ledger.settle();
     follow(&ledger, Instant::now() + Duration::from_secs(1), progress).await;
     let share = saturation.messages_per_second * args.share;
@@ -126,7 +126,7 @@ async fn step(
     let scheduled = match rate {
         Some(rate) => {
             let pace = Pace::Rate(rate.max(1.0).round());
-            Some(measure(&ledger, watch, args.window, pace, false, progress).await?)
+            Some(measure(&ledger, watch, args.window, pace, progress).await?)
         }
         None => None,
     };
@@ -140,7 +140,7 @@ async fn step(
 /// Group `number` of so many: its conversation, and a socket for each member.
 async fn open(
     args: &Args,
-    rests: &Rests<'_>,
+    rests: &Rests,
     ledger: &Arc<Ledger>,
     (number, groups): (usize, usize),
     members: usize,

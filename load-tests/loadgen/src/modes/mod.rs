@@ -2,7 +2,9 @@
 
 pub mod chat;
 pub mod group;
+pub mod history;
 pub mod idle;
+pub mod overload;
 pub mod scatter;
 pub mod storm;
 

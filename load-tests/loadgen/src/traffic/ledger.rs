@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{Pace, Sending, Stage, TICK};
 use crate::modes::count;
-use crate::report::{Latencies, Latency};
+use crate::report::{self, Latencies, Latency};
 
 /// Messages of a run: some 16 bytes are kept for each.
 const MAX_MESSAGES: usize = 20_000_000;
@@ -56,6 +56,7 @@ pub struct Phase {
     from: Duration,
     /// Of messages that were due in it.
     ack: Latency,
+    refusal: Latency,
     delivery: Latency,
     /// That happened in it.
     pub acked: usize,
@@ -124,6 +125,7 @@ impl Ledger {
         phases.push(Phase {
             from: self.start.elapsed(),
             ack: Latency::new(),
+            refusal: Latency::new(),
             delivery: Latency::new(),
             acked: 0,
             refused: 0,
@@ -210,19 +212,21 @@ impl Ledger {
             room.writers[usize::from(entry.writer)].count.fetch_sub(1, Relaxed);
         }
         let mut phases = self.phases();
+        let latency = self.start.elapsed().saturating_sub(entry.due);
         let now = phases.last_mut()?;
         if acked {
             now.acked += 1;
-            let latency = self.start.elapsed().saturating_sub(entry.due);
             of(&mut phases, entry.due).ack.record(latency);
         } else {
             now.refused += 1;
+            of(&mut phases, entry.due).refusal.record(latency);
         }
         Some(())
     }
 
     /// A recipient got it, who did not have it. None: it is not ours.
-    pub fn delivered(&self, room: &Room, number: usize) -> Option<()> {
+    /// Its latency means something if it came by an event, not by a page that was asked for.
+    pub fn delivered(&self, room: &Room, number: usize, live: bool) -> Option<()> {
         let mut log = room.log();
         let entry = log.get_mut(number)?;
         entry.delivered += 1;
@@ -234,7 +238,10 @@ impl Ledger {
         }
         let mut phases = self.phases();
         phases.last_mut()?.delivered += 1;
-        of(&mut phases, entry.due).delivery.record(self.start.elapsed().saturating_sub(entry.due));
+        if live {
+            let latency = self.start.elapsed().saturating_sub(entry.due);
+            of(&mut phases, entry.due).delivery.record(latency);
+        }
         self.counts().last = Some(Instant::now());
         Some(())
     }
@@ -289,10 +296,10 @@ fn of(phases: &mut [Phase], due: Duration) -> &mut Phase {
 }
 
 impl Phase {
-    /// From when a message was due to its acknowledgement, and to each recipient.
+    /// From when a message was due to its answer, and to each recipient.
     pub fn latency(&self) -> Latencies {
-        let named = [("ack", &self.ack), ("delivery", &self.delivery)];
-        named.map(|(what, latency)| (what.to_owned(), latency.summary())).into()
+        let named = [("ack", &self.ack), ("refusal", &self.refusal), ("delivery", &self.delivery)];
+        report::latencies(named)
     }
 }
 

@@ -87,10 +87,20 @@ pub async fn measure(
     watch: &Watch,
     window: Window,
     pace: Pace,
-    heedless: bool,
     progress: &mut Progress,
 ) -> anyhow::Result<Measured> {
-    ledger.send(pace, heedless);
+    ledger.send(pace, false);
+    self::window(ledger, watch, window, pace, progress).await
+}
+
+/// Of traffic that goes on already.
+pub async fn window(
+    ledger: &Ledger,
+    watch: &Watch,
+    window: Window,
+    pace: Pace,
+    progress: &mut Progress,
+) -> anyhow::Result<Measured> {
     follow(ledger, Instant::now() + Duration::from_secs(window.warmup), progress).await;
     let before = watch.sample()?;
     let (phase, started) = (ledger.begin_phase(), Instant::now());

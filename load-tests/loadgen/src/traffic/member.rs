@@ -22,6 +22,9 @@ const RETRY: Duration = Duration::from_millis(100);
 pub struct Member {
     ledger: Arc<Ledger>,
     rooms: BTreeMap<usize, Held>,
+    /// It reads pages, too: these may bring what an event brings as well, and none of it is a
+    /// double.
+    pub resumes: bool,
 }
 
 struct Held {
@@ -33,15 +36,15 @@ struct Held {
 impl Member {
     pub fn new(ledger: Arc<Ledger>, rooms: impl IntoIterator<Item = Arc<Room>>) -> Self {
         let held = |room: Arc<Room>| (room.number, Held { room, seen: Vec::new() });
-        Self { ledger, rooms: rooms.into_iter().map(held).collect() }
+        Self { ledger, rooms: rooms.into_iter().map(held).collect(), resumes: false }
     }
 
     pub fn room(&self, number: usize) -> Option<&Arc<Room>> {
         self.rooms.get(&number).map(|held| &held.room)
     }
 
-    /// Of an event, or of a page: where one is allowed to come `again`, it is no double.
-    pub fn on_message(&mut self, key: Option<Key>, again: bool) {
+    /// Of an event, or else of a page.
+    pub fn on_message(&mut self, key: Option<Key>, live: bool) {
         let held = key.and_then(|key| Some((key.number, self.rooms.get_mut(&key.room)?)));
         let Some((number, held)) = held else {
             return self.ledger.error("a foreign message");
@@ -50,8 +53,8 @@ impl Member {
             held.seen.resize(number + 1, false);
         }
         if std::mem::replace(&mut held.seen[number], true) {
-            self.ledger.counts().doubled += usize::from(!again);
-        } else if self.ledger.delivered(&held.room, number).is_none() {
+            self.ledger.counts().doubled += usize::from(!self.resumes);
+        } else if self.ledger.delivered(&held.room, number, live).is_none() {
             self.ledger.error("a foreign message");
         }
     }
@@ -75,7 +78,7 @@ impl Member {
         match frame.kind {
             "new_message" => {
                 let payload: Option<wire::MessagePayload<'_>> = frame.payload();
-                self.on_message(payload.and_then(|payload| payload.message.key()), false);
+                self.on_message(payload.and_then(|payload| payload.message.key()), true);
             }
             "ok" => self.on_answer(&frame, true),
             "error" => {
@@ -139,8 +142,9 @@ pub struct Writer {
     turn: (usize, usize),
     sending: Option<Sending>,
     end: Option<Instant>,
-    /// Messages since the sending began.
+    /// Messages since the sending began, and how many there may be.
     sent: usize,
+    most: usize,
     /// Set by a refusal: no sends until then.
     resume: Option<Instant>,
     /// The buffer in which commands are written.
@@ -157,9 +161,15 @@ impl Writer {
             sending: None,
             end: None,
             sent: 0,
+            most: usize::MAX,
             resume: None,
             command: String::new(),
         }
+    }
+
+    pub fn at_most(mut self, messages: usize) -> Self {
+        self.most = messages;
+        self
     }
 
     fn on_stage(&mut self, stage: Stage) {
@@ -196,7 +206,8 @@ impl Writer {
                 }
             };
             let count = self.unfinished.count.load(std::sync::atomic::Ordering::Relaxed);
-            if self.end.is_some_and(|end| due >= end) || count >= most {
+            let over = self.sent >= self.most || self.end.is_some_and(|end| due >= end);
+            if over || count >= most {
                 return None;
             }
             if due > now {

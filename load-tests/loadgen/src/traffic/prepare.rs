@@ -11,14 +11,14 @@ use uuid::Uuid;
 pub const AT_ONCE: usize = 16;
 
 /// REST connections, made when one is needed and none is free.
-pub struct Rests<'a> {
-    target: &'a Target,
+pub struct Rests {
+    target: Target,
     free: Mutex<Vec<Rest>>,
 }
 
-impl<'a> Rests<'a> {
-    pub fn new(target: &'a Target) -> Self {
-        Self { target, free: Mutex::default() }
+impl Rests {
+    pub fn new(target: &Target) -> Self {
+        Self { target: target.clone(), free: Mutex::default() }
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Rest>> {
@@ -33,7 +33,7 @@ impl<'a> Rests<'a> {
         let free = self.free().pop();
         let mut rest = match free {
             Some(rest) => rest,
-            None => Rest::connect(self.target).await?,
+            None => Rest::connect(&self.target).await?,
         };
         let done = work(&mut rest).await?;
         self.free().push(rest);

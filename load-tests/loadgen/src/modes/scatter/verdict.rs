@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Run;
 use crate::proc::Sample;
-use crate::report::{Cost, Latencies, Report, Table, round};
+use crate::report::{self, Cost, Latencies, Report, Table, round};
 
 /// Violations that are written out; all are counted.
 const SHOWN: usize = 10;
@@ -158,8 +158,7 @@ pub fn publish(
     let acked = run.acked.load(std::sync::atomic::Ordering::Relaxed);
     let cost = Cost::between(before, after);
     let named = [("ack", &stats.ack), ("delivery", &stats.delivery), ("repeat", &stats.repeat)];
-    let summaries = named.map(|(what, latency)| (what.to_owned(), latency.summary()));
-    let latency = summaries.into_iter().filter(|(_, summary)| summary.count > 0).collect();
+    let latency = report::latencies(named);
     let figures = Figures {
         urls: run.args.urls.iter().map(Target::to_string).collect(),
         senders: run.args.senders,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Args, Crowd};
 use crate::proc::Sample;
-use crate::report::{Cost, Latencies, Latency, Report, Table, growth, round, rss};
+use crate::report::{self, Cost, Latencies, Latency, Report, Table, growth, round, rss};
 use crate::traffic::{Ledger, Measured, Outcome};
 
 /// All that was seen. Samples: before the first socket, with all open, before the talk that is
@@ -109,7 +109,7 @@ fn figures(run: Run<'_>) -> Figures {
         resumed: counts.resumed.load(Relaxed),
         caught_up: counts.caught_up.load(Relaxed),
         expected,
-        latency: named.map(|(what, latency)| (what.to_owned(), latency.summary())).into(),
+        latency: report::latencies(named),
         return_cost: Cost::between(&samples[3], &samples[4]),
         us_per_return,
         retries: stats.retries.clone(),
