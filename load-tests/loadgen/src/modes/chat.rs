@@ -71,7 +71,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     pairs(&ledger, &args.url, &receivers, args.pairs, &mut tasks, &mut progress).await?;
 
     let pace = Pace::of(args.rate, args.in_flight);
-    let measured = measure(&ledger, &watch, args.window, pace, &mut progress).await?;
+    let stretch = measure(&ledger, &watch, args.window, pace, &mut progress).await?;
     ledger.settle();
     follow(&ledger, Instant::now() + args.settle, &mut progress).await;
     let outcome = ledger.outcome();
@@ -81,7 +81,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
         url: args.url.to_string(),
         receiver_url: args.receiver_url.as_ref().map(Target::to_string),
         pairs: args.pairs,
-        measured,
+        measured: stretch.measured(&ledger),
         outcome,
     };
     let mut faults = figures.outcome.faults();

@@ -121,7 +121,7 @@ async fn step(
     let saturation = measure(&ledger, watch, args.window, pace, progress).await?;
     ledger.settle();
     follow(&ledger, Instant::now() + Duration::from_secs(1), progress).await;
-    let share = saturation.messages_per_second * args.share;
+    let share = saturation.rate(&ledger) * args.share;
     let rate = args.rate.or((share > 0.0).then_some(share));
     let scheduled = match rate {
         Some(rate) => {
@@ -134,7 +134,13 @@ async fn step(
     follow(&ledger, Instant::now() + args.settle, progress).await;
     let outcome = ledger.outcome();
     ledger.close(&mut tasks).await;
-    Ok(Step { members, groups, saturation, scheduled, outcome })
+    Ok(Step {
+        members,
+        groups,
+        saturation: saturation.measured(&ledger),
+        scheduled: scheduled.map(|stretch| stretch.measured(&ledger)),
+        outcome,
+    })
 }
 
 /// Group `number` of so many: its conversation, and a socket for each member.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::chat;
 use crate::proc::Watch;
-use crate::report::{Progress, Report, Table};
+use crate::report::{Progress, Report, Table, round};
 use crate::traffic::prepare;
 use crate::traffic::{Ledger, Measured, Outcome, Pace, Window, follow, measure, window};
 use crate::{Shared, duration};
@@ -82,7 +82,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     } else {
         None
     };
-    let found = saturation.as_ref().map(|found| found.messages_per_second);
+    let found = saturation.as_ref().map(|found| found.rate(&ledger));
     let saturation_per_second = args.saturation.or(found).unwrap_or_default();
     let pace = Pace::Rate((saturation_per_second * args.factor).round());
     ledger.send(pace, true);
@@ -95,15 +95,16 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     let outcome = ledger.outcome();
     ledger.close(&mut tasks).await;
 
+    let second_half = second_half.measured(&ledger);
     let Measured { messages_per_second, refusals_per_second, .. } = second_half;
     let figures = Figures {
         url: args.url.to_string(),
         pairs: args.pairs,
-        saturation,
-        saturation_per_second,
+        saturation: saturation.map(|stretch| stretch.measured(&ledger)),
+        saturation_per_second: round(saturation_per_second, 1),
         factor: args.factor,
         refused_share: refusals_per_second / (messages_per_second + refusals_per_second).max(1.0),
-        first_half,
+        first_half: first_half.measured(&ledger),
         second_half,
         outcome,
     };
@@ -113,11 +114,12 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
 
 fn faults(args: &Args, figures: &Figures) -> Vec<String> {
     let mut faults = figures.outcome.faults();
-    // None of a half of which nothing was accepted at all.
-    let p99 = |half: &Measured| {
-        half.latency.get("ack").map_or(Duration::MAX, |ack| Duration::from_micros(ack.p99_us))
+    let p99 = |half: &Measured| Some(Duration::from_micros(half.latency.get("ack")?.p99_us));
+    let halves = p99(&figures.first_half).zip(p99(&figures.second_half));
+    let Some((first, second)) = halves else {
+        faults.push("nothing of what was due in one of the halves was accepted".to_owned());
+        return faults;
     };
-    let (first, second) = (p99(&figures.first_half), p99(&figures.second_half));
     if figures.second_half.refusals_per_second == 0.0 {
         faults.push("nothing was refused: this was no overload".to_owned());
     }
@@ -126,7 +128,7 @@ fn faults(args: &Args, figures: &Figures) -> Vec<String> {
             .push(format!("accepted messages took {second:.1?} (p99), at most {:?}", args.max_p99));
     }
     // Small latencies may double by chance.
-    if second.as_secs_f64() > first.as_secs_f64() * GROWS && second > args.max_p99 / 2 {
+    if second > first.mul_f64(GROWS) && second > args.max_p99 / 2 {
         faults.push(format!("a queue grows: p99 {first:.1?} in the first half, then {second:.1?}"));
     }
     faults

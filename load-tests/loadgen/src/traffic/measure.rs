@@ -37,12 +37,26 @@ pub struct Measured {
     pub softirq_us_per_message: f64,
 }
 
-impl Measured {
-    /// What happened in a phase of so many seconds.
-    pub fn of(ledger: &Ledger, phase: usize, load: String, seconds: f64, cost: Cost) -> Self {
+/// A phase that is over, while some of what was due in it may still be under way.
+pub struct Stretch {
+    pub phase: usize,
+    pub load: String,
+    pub seconds: f64,
+    pub cost: Cost,
+}
+
+impl Stretch {
+    /// Acknowledged messages a second.
+    pub fn rate(&self, ledger: &Ledger) -> f64 {
+        ledger.phase(self.phase, |phase| phase.acked as f64 / self.seconds)
+    }
+
+    /// To be called when all has arrived: else the slowest would be missing in the latencies.
+    pub fn measured(self, ledger: &Ledger) -> Measured {
+        let Self { phase, load, seconds, cost } = self;
         ledger.phase(phase, |phase| {
             let per_second = |count: usize| round(count as f64 / seconds, 1);
-            Self {
+            Measured {
                 load,
                 seconds: round(seconds, 3),
                 messages_per_second: per_second(phase.acked),
@@ -59,7 +73,9 @@ impl Measured {
             }
         })
     }
+}
 
+impl Measured {
     pub fn rows(&self, table: &mut Table) {
         table.row("load", &self.load);
         let Self { messages_per_second, deliveries_per_second, .. } = self;
@@ -88,7 +104,7 @@ pub async fn measure(
     window: Window,
     pace: Pace,
     progress: &mut Progress,
-) -> anyhow::Result<Measured> {
+) -> anyhow::Result<Stretch> {
     ledger.send(pace, false);
     self::window(ledger, watch, window, pace, progress).await
 }
@@ -100,7 +116,7 @@ pub async fn window(
     window: Window,
     pace: Pace,
     progress: &mut Progress,
-) -> anyhow::Result<Measured> {
+) -> anyhow::Result<Stretch> {
     follow(ledger, Instant::now() + Duration::from_secs(window.warmup), progress).await;
     let before = watch.sample()?;
     let (phase, started) = (ledger.begin_phase(), Instant::now());
@@ -108,5 +124,5 @@ pub async fn window(
     let cost = Cost::between(&before, &watch.sample()?);
     let seconds = started.elapsed().as_secs_f64();
     ledger.begin_phase();
-    Ok(Measured::of(ledger, phase, pace.to_string(), seconds, cost))
+    Ok(Stretch { phase, load: pace.to_string(), seconds, cost })
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 pub use ledger::{Ledger, Outcome, Room};
-pub use measure::{Measured, Window, measure, window};
+pub use measure::{Measured, Stretch, Window, measure, window};
 pub use member::{Member, Writer};
 
 use crate::report::Progress;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Args, Crowd};
 use crate::proc::Sample;
 use crate::report::{self, Cost, Latencies, Latency, Report, Table, growth, round, rss};
-use crate::traffic::{Ledger, Measured, Outcome};
+use crate::traffic::{Ledger, Measured, Outcome, Stretch};
 
 /// All that was seen. Samples: before the first socket, with all open, before the talk that is
 /// measured, before the cut, with all back, at the end.
@@ -83,9 +83,10 @@ fn figures(run: Run<'_>) -> Figures {
     let us_per_return = us_per_return.collect();
     let load = |when| format!("{} messages a second {when}", crowd.args.rate);
     let [talk_before, talk_storm] = [
-        Measured::of(ledger, run.phases[0], load("before"), before_seconds, before),
-        Measured::of(ledger, run.phases[1], load("in the storm"), storm_seconds, storm),
-    ];
+        (run.phases[0], load("before"), before_seconds, before),
+        (run.phases[1], load("in the storm"), storm_seconds, storm),
+    ]
+    .map(|(phase, load, seconds, cost)| Stretch { phase, load, seconds, cost }.measured(ledger));
     let stats = crowd.stats();
     let named: [(&str, &Latency); 4] = [
         ("handshake", &stats.handshake),
