@@ -19,7 +19,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tidings_client::key::Key;
 
-use crate::modes::{chat, group, history, idle, overload, scatter, storm};
+use crate::modes::{chat, day, group, history, idle, overload, scatter, storm};
 use crate::proc::Named;
 
 /// Load generator for Tidings. Loopback only; exit code 1 if what was promised did not hold.
@@ -39,6 +39,8 @@ enum Mode {
     Idle(idle::Args),
     /// Pairs of users that write to each other: durable messages a second, latency, CPU of each.
     Chat(chat::Args),
+    /// All that users do, each at its own rate, by chance from a seed.
+    Day(day::Args),
     /// Writers in groups of many sizes: deliveries a second, latency, CPU of each.
     Group(group::Args),
     /// Pages of a long history, and syncs: latency, CPU and the database's time.
@@ -91,6 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         match cli.mode {
             Mode::Idle(args) => idle::run(args).await,
             Mode::Chat(args) => chat::run(args).await,
+            Mode::Day(args) => day::run(args).await,
             Mode::Group(args) => group::run(args).await,
             Mode::History(args) => history::run(args).await,
             Mode::Overload(args) => overload::run(args).await,

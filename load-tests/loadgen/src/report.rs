@@ -29,6 +29,10 @@ impl Latency {
         self.0.saturating_record(latency.as_micros() as u64);
     }
 
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
     pub fn summary(&self) -> LatencySummary {
         let at = |quantile| self.0.value_at_quantile(quantile);
         LatencySummary {

@@ -1,6 +1,7 @@
 //! What the generator can do, a file per mode.
 
 pub mod chat;
+pub mod day;
 pub mod group;
 pub mod history;
 pub mod idle;
