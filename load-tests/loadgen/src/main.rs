@@ -19,7 +19,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tidings_client::key::Key;
 
-use crate::modes::{chat, day, group, history, idle, overload, scatter, storm};
+use crate::modes::{chat, day, group, history, idle, overload, scatter, soak, storm};
 use crate::proc::Named;
 
 /// Load generator for Tidings. Loopback only; exit code 1 if what was promised did not hold.
@@ -49,6 +49,8 @@ enum Mode {
     Overload(overload::Args),
     /// Groups spread over nodes: does everybody receive everything exactly once, without a gap?
     Scatter(scatter::Args),
+    /// The mixed day for long: does the node's memory rise, or anything else?
+    Soak(soak::Args),
     /// A crowd that loses its connections and comes back, while others talk.
     Storm(storm::Args),
 }
@@ -98,6 +100,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             Mode::History(args) => history::run(args).await,
             Mode::Overload(args) => overload::run(args).await,
             Mode::Scatter(args) => scatter::run(args).await,
+            Mode::Soak(args) => soak::run(args).await,
             Mode::Storm(args) => storm::run(args).await,
         }
     })

@@ -7,6 +7,7 @@ pub mod history;
 pub mod idle;
 pub mod overload;
 pub mod scatter;
+pub mod soak;
 pub mod storm;
 
 use std::collections::BTreeMap;

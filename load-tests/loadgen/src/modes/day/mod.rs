@@ -108,6 +108,7 @@ pub struct Day {
     memberships: Vec<Vec<Arc<Room>>>,
     ids: Vec<Uuid>,
     done: Arc<Done>,
+    schedule: Schedule,
 }
 
 /// By action.
@@ -163,6 +164,7 @@ impl Day {
             memberships,
             ids,
             done: Arc::default(),
+            schedule: Schedule::new(&life, Instant::now()),
             life,
             ledger,
         };
@@ -174,18 +176,18 @@ impl Day {
             day.users.push(orders);
             progress.tell(|| format!("{} of {} users there", index + 1, day.life.users));
         }
+        day.schedule = Schedule::new(&day.life, Instant::now());
         Ok(day)
     }
 
     /// What is due until then.
     pub async fn go_on(&mut self, end: Instant, progress: &mut Progress) -> anyhow::Result<()> {
-        let mut schedule = Schedule::new(&self.life, Instant::now());
         let rests = Arc::new(Rests::new(&self.life.url));
         let mut pages = JoinSet::new();
-        while let Some((due, action)) = schedule.next().filter(|(due, _)| *due < end) {
+        while let Some((due, action)) = self.schedule.next_before(end) {
             sleep_until(due).await;
-            let index = schedule.dice.below(self.users.len());
-            let place = schedule.dice.below(usize::MAX);
+            let index = self.schedule.dice.below(self.users.len());
+            let place = self.schedule.dice.below(usize::MAX);
             let room = self.memberships[index].get(place % self.memberships[index].len().max(1));
             match (action, room) {
                 (Action::Page, Some(room)) if pages.len() < PAGES => {
@@ -211,6 +213,7 @@ impl Day {
             }
             progress.tell(|| self.told());
         }
+        sleep_until(end).await;
         Ok(())
     }
 
