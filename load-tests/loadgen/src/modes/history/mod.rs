@@ -41,6 +41,9 @@ pub struct Args {
     /// Fill it there, with psql: the node's own database. Without it, by sending them all.
     #[arg(long, value_name = "POSTGRES_URL")]
     database: Option<String>,
+    /// Where the node serves its metrics, if not at the same URL.
+    #[arg(long, value_name = "URL")]
+    metrics: Option<Target>,
     /// That a sync is about.
     #[arg(long, default_value_t = 50)]
     conversations: usize,
@@ -179,7 +182,8 @@ async fn read(
     let rests = Rests::new(&args.url);
     let count = (args.rate * args.seconds as f64) as usize;
     let places: Vec<usize> = (0..count).map(|_| dice.below(world.places.len())).collect();
-    let (queries, before) = (metrics::scrape(&args.url).await?, watch.sample()?);
+    let node = args.metrics.as_ref().unwrap_or(&args.url);
+    let (queries, before) = (metrics::scrape(node).await?, watch.sample()?);
     let started = Instant::now();
     let one = async |(turn, place): (usize, &usize)| {
         let due = started + Duration::from_secs_f64(turn as f64 / args.rate);
@@ -207,7 +211,7 @@ async fn read(
         latency: latencies([("read", &latency)]),
         us_per_read: cost.us_per(count as f64),
         cost,
-        store: metrics::scrape(&args.url).await?.queries_since(&queries),
+        store: metrics::scrape(node).await?.queries_since(&queries),
         faults,
     })
 }

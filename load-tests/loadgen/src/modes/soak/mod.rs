@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
+use tidings_client::target::Target;
 use tokio::time::Instant;
 
 use self::trend::{Limit, Trend, Verdict};
@@ -41,6 +42,9 @@ pub struct Args {
     /// Between two samples.
     #[arg(long, default_value = "5s", value_parser = duration)]
     every: Duration,
+    /// Where the node serves its metrics, if not there.
+    #[arg(long, value_name = "URL")]
+    metrics: Option<Target>,
     /// The memory's rise that is allowed, MiB an hour.
     #[arg(long)]
     mib_per_hour: Option<f64>,
@@ -64,7 +68,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     ensure!(args.every >= Duration::from_secs(1), "--every is at least a second");
     let mut progress = Progress::new();
     let watch = Watch::new(args.common.pids.clone())?;
-    let url = args.life.url.clone();
+    let metrics = args.metrics.unwrap_or_else(|| args.life.url.clone());
     let mut day = day::Day::begin(args.life, &watch, &mut progress).await?;
     let mut trends: Vec<Trend> = LIMITS.map(|(name, ..)| Trend::new(name)).into();
     let before = watch.sample()?;
@@ -73,7 +77,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     while Instant::now() < end {
         day.go_on(end.min(Instant::now() + args.every), &mut progress).await?;
         let at = started.elapsed().as_secs_f64();
-        sample(&mut trends, at, &node, &watch.sample()?, &metrics::scrape(&url).await?);
+        sample(&mut trends, at, &node, &watch.sample()?, &metrics::scrape(&metrics).await?);
     }
     let (after, seconds) = (watch.sample()?, started.elapsed().as_secs_f64());
     let day = day.end(&before, &after, seconds, &mut progress).await;
@@ -87,7 +91,8 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
             trend.judge(Limit { per_hour: own.unwrap_or(per_hour), least })
         })
         .collect();
-    faults.extend(verdicts.iter().filter(|verdict| verdict.rises).map(Verdict::to_string));
+    let rising = verdicts.iter().filter(|verdict| verdict.rises);
+    faults.extend(rising.map(|verdict| format!("{} {verdict}", verdict.name)));
     Report::new("soak", faults, Figures { verdicts, day, trends }).publish(table, &args.common)
 }
 

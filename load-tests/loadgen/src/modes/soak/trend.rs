@@ -87,13 +87,13 @@ fn slope(points: &[(f64, f64)]) -> f64 {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, first, last, per_hour, growth, limit_per_hour, least_growth, rises } =
-            self;
-        let word = if *rises { "rises" } else { "holds" };
+        let Self { first, last, per_hour, growth, .. } = self;
+        let (limit, least) = (self.limit_per_hour, self.least_growth);
+        let word = if self.rises { "rises" } else { "holds" };
         write!(
             f,
-            "{name} {word}: {first:.1} to {last:.1}, in the second half {growth:+.1} ({per_hour:+.1} \
-             an hour; allowed {limit_per_hour} an hour, or below {least_growth} in all)"
+            "{word}: {first:.1} to {last:.1}, in the second half {growth:+.1} ({per_hour:+.1} \
+             an hour; allowed {limit} an hour, or below {least} in all)"
         )
     }
 }
