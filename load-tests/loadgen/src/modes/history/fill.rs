@@ -1,11 +1,11 @@
 //! A conversation with very many messages.
 
-use std::process::Stdio;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tidings_client::rest::{Created, Rest};
-use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -71,11 +71,10 @@ async fn copy(
     let mut psql = Command::new("psql");
     psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", &format!("id={id}")])
         .args(["-v", &format!("count={count}"), "-f", "-", database])
-        .stdin(Stdio::piped())
-        .kill_on_drop(true);
+        .stdin(Stdio::piped());
     let mut psql = psql.spawn().context("psql")?;
     let mut input = psql.stdin.take().context("psql's input")?;
-    tokio::io::AsyncWriteExt::write_all(&mut input, COPY.as_bytes()).await?;
+    input.write_all(COPY.as_bytes())?;
     drop(input);
     loop {
         if let Some(status) = psql.try_wait()? {
