@@ -70,6 +70,8 @@ pub enum Entry {
     Connected {
         session: Uuid,
         node: Uuid,
+        /// Of the store: another one after a restore that may have lost commits.
+        epoch: Uuid,
     },
     NotConnected {
         why: String,

@@ -75,8 +75,8 @@ impl Node {
         dice: &mut Dice,
     ) -> anyhow::Result<Self> {
         let services = common.services;
-        let postgres = Proxy::start(free_port(dice)?, services.addr(Service::Postgres)).await?;
-        let redis = Proxy::start(free_port(dice)?, services.addr(Service::Redis)).await?;
+        let postgres = Proxy::start(free_port(dice)?, services.addr(Service::Postgres)?).await?;
+        let redis = Proxy::start(free_port(dice)?, services.addr(Service::Redis)?).await?;
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(dice)?));
         let door = Proxy::start(free_port(dice)?, addr).await?;
         let name = format!("node-{number}");

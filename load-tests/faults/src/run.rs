@@ -1,7 +1,9 @@
 //! One run: services, nodes, people, faults; then peace, the final resume, the end of all, and what
 //! is left over. All that the checker wants to see is written to the run's folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -54,8 +56,18 @@ pub struct Circumstances {
     pub strikes: u64,
     /// Conversation and user of whom was let in later: perhaps not for the first time.
     pub added: Vec<(Uuid, Uuid)>,
+    pub losses: Vec<Loss>,
     /// What should be gone, and is not.
     pub leftovers: Vec<String>,
+}
+
+/// Commits that a standby did not have when it took the primary's place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Loss {
+    /// Of the store until then.
+    pub epoch: Uuid,
+    /// Where each conversation's log stood on the standby.
+    pub heads: BTreeMap<Uuid, u64>,
 }
 
 pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
@@ -63,13 +75,16 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let run = format!("faults_{}_{}", scenario.name.replace('-', "_"), args.seed);
     let mut dice = Dice::of(args.seed, 10);
     let services = Services::new(args.services);
-    for service in Service::ALL {
-        services.call("up", service).await?;
+    services.one_postgres().await?;
+    if scenario.needs_standby() {
+        services.new_standby().await?;
     }
+    services.call("up", Service::Redis).await?;
+    services.call("up", Service::Kafka).await?;
     services.save_redis(false).await?;
     services.sql("tidings", &format!("drop database if exists {run} with (force)")).await?;
     services.sql("tidings", &format!("create database {run}")).await?;
-    let kafka = Proxy::start(services.kafka_proxy_port(), services.addr(Service::Kafka)).await?;
+    let kafka = Proxy::start(services.kafka_proxy_port(), services.addr(Service::Kafka)?).await?;
     let slow = scenario.name == "slow-clients";
     // A topic outlives its run: a run that is repeated takes another.
     let topic = format!("{run}.{}", Uuid::new_v4().simple());
@@ -90,6 +105,8 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     nodes[0].migrate().await?;
     for node in &nodes {
         node.start().await?;
+        let standby = node.metric("tidings_store_synchronous_standby").await?;
+        ensure!((standby > 0.0) == scenario.needs_standby(), "{}: {standby} standbys", node.name);
     }
     let history = History::create(&folder.join("history.jsonl"))?;
     let targets: Vec<Target> = nodes.iter().map(Node::target).collect();
@@ -113,6 +130,8 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
         kafka: &kafka,
         history: &history,
         struck: AtomicU64::new(0),
+        database: &run,
+        losses: Mutex::default(),
     };
     let time = Duration::from_secs(args.seconds.unwrap_or(scenario.seconds));
     let until_then = Instant::now() + time;
@@ -125,7 +144,8 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let strikes = stage.struck.load(Ordering::Relaxed);
 
     eprintln!("faults: {:>6} ms peace", history.elapsed_ms());
-    let mut left = Circumstances { strikes, added: world.added(), leftovers: Vec::new() };
+    let losses = std::mem::take(&mut *stage.losses());
+    let mut left = Circumstances { strikes, added: world.added(), losses, leftovers: Vec::new() };
     let limits = async {
         world.answered(STEP).await?;
         settled(&services, &run).await?;
@@ -153,7 +173,7 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     evidence(&services, &run, &topic, &folder).await?;
     std::fs::write(folder.join("circumstances.json"), serde_json::to_vec_pretty(&left)?)?;
     services.sql("tidings", &format!("drop database if exists {run} with (force)")).await?;
-    Ok(())
+    services.one_postgres().await
 }
 
 impl Circumstances {

@@ -2,6 +2,7 @@
 //! heals what it broke before it returns.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -13,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::nodes::Node;
 use crate::proxy::{Direction, Mode, Proxy, Strike};
+use crate::run::Loss;
 use crate::services::{Service, Services};
 use crate::world::World;
 
@@ -33,11 +35,21 @@ pub enum Kind {
     Hold(Service),
     Refuse(Service),
     Kill(Service),
+    /// Postgres is killed, and its synchronous standby takes its place.
+    FailOver,
+    /// As above, with a standby that lacks what was acknowledged.
+    LoseCommits,
     KafkaAway,
     SlowClients,
     DropSockets,
     HoldClients,
     CutClients,
+}
+
+impl Kind {
+    fn needs_standby(self) -> bool {
+        matches!(self, Self::FailOver | Self::LoseCommits)
+    }
 }
 
 pub struct Scenario {
@@ -49,6 +61,12 @@ pub struct Scenario {
     pub seconds: u64,
     /// In the short set.
     pub short: bool,
+}
+
+impl Scenario {
+    pub fn needs_standby(&self) -> bool {
+        self.strikes.iter().copied().flatten().any(|kind| kind.needs_standby())
+    }
 }
 
 use Kind as K;
@@ -166,6 +184,20 @@ pub static ALL: &[Scenario] = &[
         true,
     ),
     scenario(
+        "postgres-failover",
+        "kill -9 of Postgres, and its synchronous standby takes its place",
+        &[&[K::FailOver]],
+        30,
+        true,
+    ),
+    scenario(
+        "postgres-lost-commits",
+        "the same with a standby that lacks commits: store_epoch is renewed, clients read anew",
+        &[&[K::LoseCommits]],
+        24,
+        true,
+    ),
+    scenario(
         "postgres-paused",
         "Postgres stopped, its connections open",
         &[&[K::Pause(Postgres)]],
@@ -240,6 +272,9 @@ pub struct Stage<'a> {
     pub kafka: &'a Proxy,
     pub history: &'a History,
     pub struck: AtomicU64,
+    /// The run's database.
+    pub database: &'a str,
+    pub losses: Mutex<Vec<Loss>>,
 }
 
 impl Stage<'_> {
@@ -295,6 +330,21 @@ impl Stage<'_> {
                 pause(0, 3_000).await;
                 self.services.call("up", service).await?;
                 pause(500, 2_000).await;
+            }
+            Kind::FailOver => {
+                self.services.call("kill", Postgres).await?;
+                pause(0, 3_000).await;
+                self.services.fail_over().await?;
+                self.lead_to_primary()?;
+                pause(1_000, 3_000).await;
+                self.services.new_standby().await?;
+                pause(0, 2_000).await;
+            }
+            Kind::LoseCommits => {
+                self.services.part_from_standby().await?;
+                pause(1_000, 3_000).await;
+                self.lose_commits().await?;
+                pause(1_000, 3_000).await;
             }
             Kind::Pause(service) => {
                 self.services.call("pause", service).await?;
@@ -357,6 +407,37 @@ impl Stage<'_> {
             Kind::CutClients => node.door.strike(Strike::Cut),
         }
         Ok(())
+    }
+
+    fn lead_to_primary(&self) -> anyhow::Result<()> {
+        let primary = self.services.addr(Postgres)?;
+        let ways = self.nodes.iter().filter_map(|node| node.way_to(Postgres));
+        ways.for_each(|way| way.lead_to(primary));
+        Ok(())
+    }
+
+    /// As docs/reliability.md tells whoever has to: no node may meet the store with the old epoch.
+    async fn lose_commits(&self) -> anyhow::Result<()> {
+        let epoch = self.services.sql(self.database, "select store_epoch from store_meta").await?;
+        self.services.call("kill", Postgres).await?;
+        for node in self.nodes {
+            node.kill().await?;
+        }
+        self.services.fail_over().await?;
+        let heads = "select json_object_agg(id, last_seq) from conversations";
+        let heads = serde_json::from_str(&self.services.sql(self.database, heads).await?)?;
+        self.losses().push(Loss { epoch: epoch.trim().parse()?, heads });
+        let renew = "update store_meta set store_epoch = gen_random_uuid()";
+        self.services.sql(self.database, renew).await?;
+        self.lead_to_primary()?;
+        for node in self.nodes {
+            node.start().await?;
+        }
+        self.services.new_standby().await
+    }
+
+    pub fn losses(&self) -> MutexGuard<'_, Vec<Loss>> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ways from one node to the service, or of all nodes at once where they are shared.

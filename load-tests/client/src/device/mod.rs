@@ -69,6 +69,10 @@ pub enum Order {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
     pub connected: bool,
+    /// How often it was let in.
+    pub connects: u32,
+    /// It was told to stay away.
+    pub away: bool,
     /// Commands without a final outcome.
     pub waiting: usize,
     /// It reads, or waits for, what it knows to be missing.
@@ -243,10 +247,11 @@ impl Device {
         let gap = self.copy.conversations.values().any(|c| c.beyond_gap().is_some() && !c.gone);
         let waiting = self.commands.waiting();
         let behind = gap || self.resume.is_busy();
-        let resumed = self.resume.fulfilled();
+        let (resumed, away) = (self.resume.fulfilled(), self.away);
         self.show(|state| {
             state.waiting = waiting;
             state.behind = behind;
+            state.away = away;
             state.resumed = resumed;
         });
     }

@@ -242,10 +242,16 @@ impl Device {
                 session.greeted = true;
                 // The server pings after half of this at the latest.
                 session.silence = Duration::from_secs(hello.heartbeat_seconds) * 2;
-                let (node, id) = (hello.node_id, hello.session_id);
-                self.note(Entry::Connected { session: id, node });
-                self.show(|state| state.connected = true);
-                self.resume.on_hello(hello.store_epoch);
+                let Hello { session_id: session, node_id: node, store_epoch: epoch, .. } = hello;
+                self.note(Entry::Connected { session, node, epoch });
+                if self.resume.on_hello(epoch) {
+                    self.copy.doubt();
+                }
+                self.tell_state();
+                self.show(|state| {
+                    state.connected = true;
+                    state.connects += 1;
+                });
             }
             "new_message" | "message_updated" | "message_deleted" => {
                 let event: MessageEvent = frame.payload()?;
