@@ -88,6 +88,8 @@ pub struct Conversation {
     pub gone: bool,
     /// Nothing before it was ours to see, when we were last told.
     history_from: u64,
+    /// It is of another store than the one we are connected to.
+    pub doubted: bool,
     /// Pages are still to come: what they bring is not held yet, though the cursor is beyond it.
     pub partial: bool,
 }
@@ -112,6 +114,9 @@ impl Copy {
         let conversation = self.conversations.entry(entry.id).or_default();
         match entry.status {
             Status::Gone => {
+                if conversation.doubted {
+                    *conversation = Conversation::default();
+                }
                 conversation.gone = true;
                 conversation.ahead.clear();
                 conversation.partial = false;
@@ -149,7 +154,8 @@ impl Copy {
 
     /// The store is another than what we hold is of: what stays of that, pages will tell.
     pub fn doubt(&mut self) {
-        self.conversations.values_mut().for_each(|conversation| conversation.partial = true);
+        self.conversations.retain(|_, conversation| !conversation.gone);
+        self.conversations.values_mut().for_each(|conversation| conversation.doubted = true);
     }
 
     /// We were removed at `seq`, as an event told.
@@ -293,11 +299,12 @@ mod tests {
         let all = Entry { history_from_seq: Some(1), ..entry(Status::Changed, 9, vec![]) };
         assert_eq!(copy.page(&all), Paged { cursor: Some(9), again: false });
         copy.doubt();
-        assert!(copy.conversations[&A].partial);
+        assert!(copy.conversations[&A].doubted);
         let reset = entry(Status::Reset, 2, vec![]);
         assert_eq!(copy.page(&reset), Paged { cursor: None, again: true });
         let held = &copy.conversations[&A];
-        assert_eq!((held.cursor, held.messages.len(), held.partial), (0, 0, true));
+        assert_eq!((held.cursor, held.messages.len()), (0, 0));
+        assert!(held.partial && !held.doubted);
         let all = entry(Status::Changed, 2, vec![message(9, 2, 2)]);
         assert_eq!(copy.page(&all).cursor, Some(2));
         assert!(!copy.conversations[&A].partial);

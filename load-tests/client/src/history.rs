@@ -102,6 +102,11 @@ pub enum Entry {
         message: Option<State>,
         cursor: Option<u64>,
     },
+    /// An event of this kind that tells of no change, for the first time.
+    Heard {
+        kind: String,
+        conversation: Uuid,
+    },
     /// What a page of a sync said of a conversation.
     Page {
         conversation: Uuid,

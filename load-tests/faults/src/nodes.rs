@@ -24,6 +24,9 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// From SIGTERM to the end; more than DRAIN_GRACE and DRAIN_TIME.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(40);
 
+/// As the nodes are set to.
+pub const DRAIN_TIME: Duration = Duration::from_secs(2);
+
 /// The settings of each node, besides addresses: the clocks run fast.
 const SETTINGS: [(&str, &str); 14] = [
     ("AUTH_MODE", "dev"),

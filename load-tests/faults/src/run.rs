@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tidings_client::dice::Dice;
 use tidings_client::history::{Entry, History};
 use tidings_client::target::Target;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -57,6 +57,8 @@ pub struct Circumstances {
     /// Conversation and user of whom was let in later: perhaps not for the first time.
     pub added: Vec<(Uuid, Uuid)>,
     pub losses: Vec<Loss>,
+    /// From when until when all sockets were down or on their way back, in the history's time.
+    pub storms: Vec<(u64, u64)>,
     /// What should be gone, and is not.
     pub leftovers: Vec<String>,
 }
@@ -132,6 +134,7 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
         struck: AtomicU64::new(0),
         database: &run,
         losses: Mutex::default(),
+        storms: Mutex::default(),
     };
     let time = Duration::from_secs(args.seconds.unwrap_or(scenario.seconds));
     let until_then = Instant::now() + time;
@@ -144,8 +147,14 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let strikes = stage.struck.load(Ordering::Relaxed);
 
     eprintln!("faults: {:>6} ms peace", history.elapsed_ms());
-    let losses = std::mem::take(&mut *stage.losses());
-    let mut left = Circumstances { strikes, added: world.added(), losses, leftovers: Vec::new() };
+    let Stage { losses, storms, .. } = stage;
+    let mut left = Circumstances {
+        strikes,
+        added: world.added(),
+        losses: losses.into_inner(),
+        storms: storms.into_inner(),
+        leftovers: Vec::new(),
+    };
     let limits = async {
         world.answered(STEP).await?;
         settled(&services, &run).await?;

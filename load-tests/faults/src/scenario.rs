@@ -2,7 +2,6 @@
 //! heals what it broke before it returns.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -10,6 +9,7 @@ use rustix::process::Signal;
 use tidings_client::device::Order;
 use tidings_client::dice::Dice;
 use tidings_client::history::History;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::nodes::Node;
@@ -17,6 +17,9 @@ use crate::proxy::{Direction, Mode, Proxy, Strike};
 use crate::run::Loss;
 use crate::services::{Service, Services};
 use crate::world::World;
+
+/// Until all are back. Ten thousand handshakes take a busy machine their time.
+const STORM_LIMIT: Duration = Duration::from_secs(120);
 
 /// One kind of strike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub enum Kind {
     KafkaAway,
     SlowClients,
     DropSockets,
+    /// As above, and the next strike waits until all are back.
+    Storm,
     HoldClients,
     CutClients,
 }
@@ -213,6 +218,13 @@ pub static ALL: &[Scenario] = &[
     ),
     scenario("sockets-dropped", "all sockets drop at once", &[&[K::DropSockets]], 15, true),
     scenario(
+        "storm",
+        "ten thousand sockets drop at once while sends go on",
+        &[&[K::Storm]],
+        30,
+        false,
+    ),
+    scenario(
         "client-network",
         "the network before a node swallows all, or cuts: half-open sockets",
         &[&[K::HoldClients, K::CutClients]],
@@ -275,6 +287,8 @@ pub struct Stage<'a> {
     /// The run's database.
     pub database: &'a str,
     pub losses: Mutex<Vec<Loss>>,
+    /// From when until when all were away or on their way back.
+    pub storms: Mutex<Vec<(u64, u64)>>,
 }
 
 impl Stage<'_> {
@@ -399,6 +413,12 @@ impl Stage<'_> {
                 }
                 pause(1_000, 3_000).await;
             }
+            Kind::Storm => {
+                let from = self.history.elapsed_ms();
+                self.world.drop_all_and_wait(STORM_LIMIT).await?;
+                self.storms.lock().await.push((from, self.history.elapsed_ms()));
+                pause(1_000, 3_000).await;
+            }
             Kind::HoldClients => {
                 node.door.set(Mode::Hold);
                 pause(2_000, 9_000).await;
@@ -426,7 +446,7 @@ impl Stage<'_> {
         self.services.fail_over().await?;
         let heads = "select json_object_agg(id, last_seq) from conversations";
         let heads = serde_json::from_str(&self.services.sql(self.database, heads).await?)?;
-        self.losses().push(Loss { epoch: epoch.trim().parse()?, heads });
+        self.losses.lock().await.push(Loss { epoch: epoch.trim().parse()?, heads });
         let renew = "update store_meta set store_epoch = gen_random_uuid()";
         self.services.sql(self.database, renew).await?;
         self.lead_to_primary()?;
@@ -434,10 +454,6 @@ impl Stage<'_> {
             node.start().await?;
         }
         self.services.new_standby().await
-    }
-
-    pub fn losses(&self) -> MutexGuard<'_, Vec<Loss>> {
-        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ways from one node to the service, or of all nodes at once where they are shared.

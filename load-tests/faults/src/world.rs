@@ -139,6 +139,21 @@ impl World {
         until("all devices are connected", Duration::from_secs(60), async || Ok(all())).await
     }
 
+    /// All sockets at once; until all are back and have read what they missed.
+    pub async fn drop_all_and_wait(&self, limit: Duration) -> anyhow::Result<()> {
+        let devices: Vec<(&Handle, u32)> =
+            self.present().map(|device| (device, device.state.borrow().connects)).collect();
+        for (device, _) in &devices {
+            device.orders.send(Order::Drop).await?;
+        }
+        let back = |device: &Handle, before| {
+            let state = device.state.borrow();
+            state.away || state.connected && state.connects > before && !state.behind
+        };
+        let all = || devices.iter().all(|(device, before)| back(device, *before));
+        until("all devices are back", limit, async || Ok(all())).await
+    }
+
     /// Traffic for so long. Ends by itself.
     pub async fn live(&self, time: Duration, seed: u64, nodes: &[Target]) {
         let until = Instant::now() + time;

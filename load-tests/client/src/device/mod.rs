@@ -6,6 +6,7 @@ mod commands;
 mod resume;
 mod session;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -100,6 +101,8 @@ pub struct Device {
     state: watch::Sender<State>,
     away: bool,
     stalled_until: Option<Instant>,
+    /// Kinds of events that told of no change.
+    heard: BTreeSet<(Uuid, String)>,
 }
 
 impl Device {
@@ -117,6 +120,7 @@ impl Device {
             state,
             away: true,
             stalled_until: None,
+            heard: BTreeSet::new(),
             profile,
         };
         (device, handle)
