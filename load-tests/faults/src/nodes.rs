@@ -20,9 +20,9 @@ use crate::proxy::Proxy;
 use crate::services::{Service, Services};
 
 /// From the start of the process to "ready".
-const START_LIMIT: Duration = Duration::from_secs(60);
-/// From SIGTERM to the end; more than DRAIN_GRACE and DRAIN_TIME.
-pub const DRAIN_LIMIT: Duration = Duration::from_secs(40);
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// From SIGTERM to the end; more than what the node allows each of its stages.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(120);
 
 /// As the nodes are set to.
 pub const DRAIN_TIME: Duration = Duration::from_secs(2);

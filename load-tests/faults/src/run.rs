@@ -22,10 +22,12 @@ use crate::services::{self, Service, Services};
 use crate::world::{Plan, World, until};
 
 /// For each of the steps that follow the faults. They are short unless something is wrong.
-const STEP: Duration = Duration::from_secs(90);
+const STEP: Duration = Duration::from_secs(150);
 const NODES: usize = 3;
-/// Three leases of a node, and then some.
-const PRESENCE_LIMIT: Duration = Duration::from_secs(10);
+/// Users beyond whom a door before each node would need more files than one process may open.
+const MANY: usize = 3_000;
+/// Three leases of a node, and a slow machine.
+const PRESENCE_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -40,8 +42,9 @@ pub struct Args {
     /// How long there is traffic; at most ten minutes.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: Option<u64>,
-    #[arg(long, default_value_t = 220)]
-    users: usize,
+    /// Else as many as suit the scenario.
+    #[arg(long)]
+    users: Option<usize>,
     /// Messages a second, all together.
     #[arg(long, default_value_t = 50)]
     rate: u64,
@@ -87,10 +90,20 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     services.sql("tidings", &format!("drop database if exists {run} with (force)")).await?;
     services.sql("tidings", &format!("create database {run}")).await?;
     let kafka = Proxy::start(services.kafka_proxy_port(), services.addr(Service::Kafka)?).await?;
-    let slow = scenario.name == "slow-clients";
     // A topic outlives its run: a run that is repeated takes another.
     let topic = format!("{run}.{}", Uuid::new_v4().simple());
-    let extra: &[(&str, &str)] = if slow { &[("WS_CLIENT_BUFFER_SIZE", "64")] } else { &[] };
+    let plan = plan(scenario, args.users, args.rate);
+    let extra: &[(&str, &str)] = match scenario.name {
+        "slow-clients" => &[("WS_CLIENT_BUFFER_SIZE", "64")],
+        // Ten thousand sockets of one process answer more slowly than it takes others.
+        "storm" => &[
+            ("HEARTBEAT_INTERVAL", "20s"),
+            ("HEARTBEAT_TIMEOUT", "20s"),
+            ("NODE_LEASE", "5s"),
+            ("OFFLINE_AFTER", "10s"),
+        ],
+        _ => &[],
+    };
     let common = Common {
         binary: args.binary.canonicalize().context("the binary")?,
         folder: folder.clone(),
@@ -112,14 +125,9 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     }
     let history = History::create(&folder.join("history.jsonl"))?;
     let targets: Vec<Target> = nodes.iter().map(Node::target).collect();
-    let doors = nodes.iter().map(Node::door_target).collect();
-    let plan = Plan {
-        // What a slow client is to miss must be much for each, or the kernel keeps it for him.
-        users: if slow { args.users / 4 } else { args.users },
-        absent_percent: 12,
-        conversations: if slow { 8 } else { args.users / 3 },
-        rate: args.rate,
-        big: slow,
+    let doors = match plan.users {
+        0..MANY => nodes.iter().map(Node::door_target).collect(),
+        _ => targets.clone(),
     };
     let mut world = World::create(plan, args.seed, &targets, doors, &history).await?;
     eprintln!("faults: {} conversations, {} devices", world.groups.len(), world.devices().count());
@@ -183,6 +191,19 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     std::fs::write(folder.join("circumstances.json"), serde_json::to_vec_pretty(&left)?)?;
     services.sql("tidings", &format!("drop database if exists {run} with (force)")).await?;
     services.one_postgres().await
+}
+
+fn plan(scenario: &Scenario, users: Option<usize>, rate: u64) -> Plan {
+    let usual = Plan { users: 220, absent_percent: 12, conversations: 73, rate, big: false };
+    let plan = match scenario.name {
+        // What a slow client is to miss must be much for each, or the kernel keeps it for him.
+        "slow-clients" => Plan { users: 55, conversations: 8, big: true, ..usual },
+        // With a second device of some: ten thousand sockets.
+        "storm" => Plan { users: 9_000, absent_percent: 2, conversations: 450, ..usual },
+        _ => usual,
+    };
+    let users = users.unwrap_or(plan.users);
+    Plan { users, conversations: (plan.conversations * users / plan.users).max(1), ..plan }
 }
 
 impl Circumstances {

@@ -89,20 +89,20 @@ const fn scenario(
 
 pub static ALL: &[Scenario] = &[
     scenario("calm", "nothing goes wrong but what clients do", &[], 10, false),
-    scenario("kill-node", "kill -9 of a node, and its restart", &[&[K::KillNode]], 20, true),
+    scenario("kill-node", "kill -9 of a node, and its restart", &[&[K::KillNode]], 20, false),
     scenario(
         "pause-node",
         "SIGSTOP of a node beyond its lease, and SIGCONT",
         &[&[K::PauseNode]],
         20,
-        true,
+        false,
     ),
     scenario(
         "drain",
         "each node in turn is drained and started again",
         &[&[K::DrainNode]],
         24,
-        true,
+        false,
     ),
     scenario(
         "redis-empty",
@@ -130,7 +130,7 @@ pub static ALL: &[Scenario] = &[
         "CLIENT KILL TYPE pubsub: every node loses its subscriptions",
         &[&[K::KillSubscriber]],
         15,
-        true,
+        false,
     ),
     scenario(
         "redis-network",
@@ -144,7 +144,7 @@ pub static ALL: &[Scenario] = &[
             K::Refuse(Redis),
         ]],
         30,
-        true,
+        false,
     ),
     scenario(
         "postgres-network",
@@ -158,7 +158,7 @@ pub static ALL: &[Scenario] = &[
             K::Refuse(Postgres),
         ]],
         30,
-        true,
+        false,
     ),
     scenario(
         "kafka-network",
@@ -216,7 +216,7 @@ pub static ALL: &[Scenario] = &[
         20,
         true,
     ),
-    scenario("sockets-dropped", "all sockets drop at once", &[&[K::DropSockets]], 15, true),
+    scenario("sockets-dropped", "all sockets drop at once", &[&[K::DropSockets]], 15, false),
     scenario(
         "storm",
         "ten thousand sockets drop at once while sends go on",
@@ -230,6 +230,18 @@ pub static ALL: &[Scenario] = &[
         &[&[K::HoldClients, K::CutClients]],
         24,
         false,
+    ),
+    scenario(
+        "networks",
+        "the networks of all parts and of clients fail, each in its turn",
+        &[
+            &[K::KillSubscriber, K::Hold(Redis), K::HalfClose(Redis), K::Truncate(Redis)],
+            &[K::Cut(Postgres), K::Refuse(Postgres), K::HalfClose(Postgres), K::Delay(Postgres)],
+            &[K::Refuse(Kafka), K::Truncate(Kafka), K::Hold(Kafka)],
+            &[K::HoldClients, K::CutClients],
+        ],
+        30,
+        true,
     ),
     scenario(
         "kill-node-redis-empty",
@@ -250,7 +262,7 @@ pub static ALL: &[Scenario] = &[
         "a node sleeps beyond its lease while all sockets drop",
         &[&[K::PauseNode], &[K::DropSockets]],
         24,
-        false,
+        true,
     ),
     scenario(
         "drain-networks",
@@ -260,14 +272,14 @@ pub static ALL: &[Scenario] = &[
             &[K::Cut(Redis), K::Truncate(Postgres), K::Hold(Redis), K::Cut(Postgres)],
         ],
         30,
-        false,
+        true,
     ),
     scenario(
         "kafka-away-kill-node",
         "Kafka is away while nodes are killed",
         &[&[K::KafkaAway], &[K::KillNode]],
         40,
-        false,
+        true,
     ),
 ];
 

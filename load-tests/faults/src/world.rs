@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 /// Of a device, before it gets no more to do.
 const MAX_WAITING: usize = 60;
+/// Until all are there for the first time.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// Who wants the big messages of a slow consumer's run.
 const BIG_BYTES: usize = 14_000;
 
@@ -132,11 +134,16 @@ impl World {
     }
 
     pub async fn connect(&self) -> anyhow::Result<()> {
-        for device in self.present() {
-            device.orders.send(Order::Back).await?;
+        let devices: Vec<&Handle> = self.present().collect();
+        // A crowd comes one after the other: it has its storm later.
+        for some in devices.chunks(500) {
+            for device in some {
+                device.orders.send(Order::Back).await?;
+            }
+            let all = || some.iter().all(|device| device.state.borrow().connected);
+            until("all devices are connected", CONNECT_LIMIT, async || Ok(all())).await?;
         }
-        let all = || self.present().all(|device| device.state.borrow().connected);
-        until("all devices are connected", Duration::from_secs(60), async || Ok(all())).await
+        Ok(())
     }
 
     /// All sockets at once; until all are back and have read what they missed.
