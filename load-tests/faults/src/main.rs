@@ -7,6 +7,7 @@ mod proxy;
 mod run;
 mod scenario;
 mod services;
+mod stage;
 mod standby;
 mod world;
 

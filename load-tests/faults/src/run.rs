@@ -17,8 +17,9 @@ use uuid::Uuid;
 
 use crate::nodes::{Common, Node};
 use crate::proxy::Proxy;
-use crate::scenario::{Scenario, Stage};
+use crate::scenario::Scenario;
 use crate::services::{self, Service, Services};
+use crate::stage::Stage;
 use crate::world::{Plan, World, until};
 
 /// For each of the steps that follow the faults. They are short unless something is wrong.
@@ -184,6 +185,7 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
         left.note(node.drain().await);
     }
     left.note(nothing_in_redis(&services, &run).await);
+    left.note(nobody_is_connected(&services, &run).await);
     for node in &nodes {
         left.note(read_log(node.log()));
     }
@@ -296,7 +298,29 @@ async fn nothing_in_redis(services: &Services, run: &str) -> anyhow::Result<()> 
     ensure!(channels.trim().is_empty(), "left over: subscriptions {channels}");
     let leases =
         || async { services.redis(&["--scan", "--pattern", &format!("{run}:node:*")]).await };
-    until("leases have ended", PRESENCE_LIMIT, async || Ok(leases().await?.trim().is_empty())).await
+    until("leases have ended", PRESENCE_LIMIT, async || Ok(leases().await?.trim().is_empty()))
+        .await?;
+    // What a node that was killed left there forgets itself.
+    let lasting = "local lasting = {}
+        for _, key in ipairs(redis.call('keys', ARGV[1])) do
+            if redis.call('ttl', key) == -1 then table.insert(lasting, key) end
+        end
+        return lasting";
+    let lasting = services.redis(&["eval", lasting, "0", &format!("{run}:*")]).await?;
+    ensure!(lasting.trim().is_empty(), "left over for ever: {lasting}");
+    Ok(())
+}
+
+/// No connection to the store is left, nor what it would lock.
+async fn nobody_is_connected(services: &Services, run: &str) -> anyhow::Result<()> {
+    let mut last = String::new();
+    let none = until("nobody is connected to the store", STEP, async || {
+        let count = "select count(*) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid()";
+        last = services.sql(run, count).await?.trim().to_owned();
+        Ok(last == "0")
+    });
+    none.await.with_context(|| format!("left over: {last} connections"))
 }
 
 fn read_log(log: &Path) -> anyhow::Result<()> {
