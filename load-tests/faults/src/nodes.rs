@@ -24,11 +24,10 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// From SIGTERM to the end; more than what the node allows each of its stages.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(120);
 
-/// As the nodes are set to.
 pub const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The settings of each node, besides addresses: the clocks run fast.
-const SETTINGS: [(&str, &str); 14] = [
+const SETTINGS: [(&str, &str); 13] = [
     ("AUTH_MODE", "dev"),
     ("LOG_FORMAT", "json"),
     ("LOG_LEVEL", "info"),
@@ -41,7 +40,6 @@ const SETTINGS: [(&str, &str); 14] = [
     ("HEARTBEAT_INTERVAL", "2s"),
     ("HEARTBEAT_TIMEOUT", "2s"),
     ("DRAIN_GRACE", "200ms"),
-    ("DRAIN_TIME", "2s"),
     ("WS_CLIENT_BUFFER_BYTES", "128KiB"),
 ];
 
@@ -85,6 +83,7 @@ impl Node {
         let name = format!("node-{number}");
         let own = [
             ("SERVER_PORT", addr.port().to_string()),
+            ("DRAIN_TIME", format!("{}ms", DRAIN_TIME.as_millis())),
             ("DATA_DIR", common.folder.join(&name).display().to_string()),
             ("DATABASE_URL", services.database_url(postgres.addr(), common.run)),
             ("REDIS_URL", format!("redis://{}", redis.addr())),
