@@ -121,8 +121,7 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     nodes[0].migrate().await?;
     for node in &nodes {
         node.start().await?;
-        let standby = node.metric("tidings_store_synchronous_standby").await?;
-        ensure!((standby > 0.0) == scenario.needs_standby(), "{}: {standby} standbys", node.name);
+        says_what_the_store_survives(node, scenario.needs_standby()).await?;
     }
     let history = History::create(&folder.join("history.jsonl"))?;
     let targets: Vec<Target> = nodes.iter().map(Node::target).collect();
@@ -193,6 +192,15 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     std::fs::write(folder.join("circumstances.json"), serde_json::to_vec_pretty(&left)?)?;
     services.sql("tidings", &format!("drop database if exists {run} with (force)")).await?;
     services.one_postgres().await
+}
+
+/// Without a synchronous standby a warning is in the log, with one the gauge is 1.
+async fn says_what_the_store_survives(node: &Node, standby: bool) -> anyhow::Result<()> {
+    let gauge = node.metric("tidings_store_synchronous_standby").await?;
+    let warned = std::fs::read_to_string(node.log())?.contains("no synchronous standby");
+    let right = (gauge == 1.0, warned) == (standby, !standby);
+    ensure!(right, "{}: standby {standby}, gauge {gauge}, warned {warned}", node.name);
+    Ok(())
 }
 
 fn plan(scenario: &Scenario, users: Option<usize>, rate: u64) -> Plan {
