@@ -364,6 +364,12 @@ async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store>
         Schema::Ahead => tracing::warn!("the tables are of a later release, which is fine"),
         Schema::Current => {}
     }
+    if !store.ping().await.context(setting)? && matches!(config.store, StoreConfig::Postgres(_)) {
+        tracing::warn!(
+            "no synchronous standby (synchronous_standby_names): what is acknowledged is lost if \
+             this database's machine is"
+        );
+    }
     Ok(store)
 }
 

@@ -38,7 +38,7 @@ pub fn health() -> Response<Full<Bytes>> {
 /// away is shown and costs nothing that was acknowledged.
 pub async fn ready(node: &Arc<Node>) -> Response<Full<Bytes>> {
     let store = tokio::time::timeout(STORE_TIMEOUT, node.store.ping()).await;
-    let store = matches!(store, Ok(Ok(())));
+    let store = matches!(store, Ok(Ok(_)));
     let bus = node.bus.is_whole();
     let offline = node.offline.is_up();
     let stopping = node.stopping.is_cancelled();

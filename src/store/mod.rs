@@ -128,9 +128,11 @@ impl Store {
         forward!(&self.database, Database, schema())
     }
 
-    /// One round trip.
-    pub async fn ping(&self) -> Result<()> {
-        measured!(self.metrics, Ping, forward!(&self.database, Database, ping()))
+    /// One round trip, and whether a commit waits for a synchronous standby.
+    pub async fn ping(&self) -> Result<bool> {
+        let standby = measured!(self.metrics, Ping, forward!(&self.database, Database, ping()))?;
+        self.metrics.store.synchronous_standby.set(f64::from(u8::from(standby)));
+        Ok(standby)
     }
 
     /// Identifies this copy of the data; renewed after a restore that may have lost commits.

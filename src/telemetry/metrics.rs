@@ -335,6 +335,7 @@ groups! {
         query: By<Operation, Histogram> = "tidings_store_query_seconds" Seconds "One use case of the store, with the wait for a connection." [LATENCY];
         failures: By<StoreFailure, Counter> = "tidings_store_failures_total" Count "Statements that failed, by what the caller does next.";
         pool: By<PoolState, Gauge> = "tidings_store_pool_connections" Count "Connections of the reading pool.";
+        synchronous_standby: Gauge = "tidings_store_synchronous_standby" Count "Whether commits wait for a synchronous standby, when /ready last looked: 1 or 0.";
     }
     redis: RedisMetrics {
         subscriptions: Gauge = "tidings_redis_subscriptions" Count "Channels subscribed to.";

@@ -88,6 +88,8 @@ pub struct Conversation {
     pub gone: bool,
     /// Nothing before it was ours to see, when we were last told.
     history_from: u64,
+    /// It is of another store than the one we are connected to.
+    pub doubted: bool,
     /// Pages are still to come: what they bring is not held yet, though the cursor is beyond it.
     pub partial: bool,
 }
@@ -112,12 +114,20 @@ impl Copy {
         let conversation = self.conversations.entry(entry.id).or_default();
         match entry.status {
             Status::Gone => {
+                if conversation.doubted {
+                    *conversation = Conversation::default();
+                }
                 conversation.gone = true;
                 conversation.ahead.clear();
                 conversation.partial = false;
                 return Paged::default();
             }
-            Status::Reset => *conversation = Conversation::default(),
+            // One may take `next_seq` for the cursor and read the newest page of the history; we want
+            // all of it.
+            Status::Reset => {
+                *conversation = Conversation { partial: true, ..Conversation::default() };
+                return Paged { cursor: None, again: true };
+            }
             Status::UpToDate | Status::Changed => {}
         }
         conversation.gone = false;
@@ -140,6 +150,12 @@ impl Copy {
         // Live events may have taken the cursor further meanwhile.
         let further = entry.next_seq > conversation.cursor;
         Paged { cursor: further.then(|| conversation.go_to(entry.next_seq)), again }
+    }
+
+    /// The store is another than what we hold is of: what stays of that, pages will tell.
+    pub fn doubt(&mut self) {
+        self.conversations.retain(|_, conversation| !conversation.gone);
+        self.conversations.values_mut().for_each(|conversation| conversation.doubted = true);
     }
 
     /// We were removed at `seq`, as an event told.
@@ -282,8 +298,15 @@ mod tests {
         assert_eq!(copy.conversations[&A].cursor, 0);
         let all = Entry { history_from_seq: Some(1), ..entry(Status::Changed, 9, vec![]) };
         assert_eq!(copy.page(&all), Paged { cursor: Some(9), again: false });
-        let reset = entry(Status::Reset, 2, vec![message(9, 2, 2)]);
-        assert_eq!(copy.page(&reset).cursor, Some(2));
-        assert_eq!((copy.conversations[&A].cursor, copy.conversations[&A].messages.len()), (2, 1));
+        copy.doubt();
+        assert!(copy.conversations[&A].doubted);
+        let reset = entry(Status::Reset, 2, vec![]);
+        assert_eq!(copy.page(&reset), Paged { cursor: None, again: true });
+        let held = &copy.conversations[&A];
+        assert_eq!((held.cursor, held.messages.len()), (0, 0));
+        assert!(held.partial && !held.doubted);
+        let all = entry(Status::Changed, 2, vec![message(9, 2, 2)]);
+        assert_eq!(copy.page(&all).cursor, Some(2));
+        assert!(!copy.conversations[&A].partial);
     }
 }

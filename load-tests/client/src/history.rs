@@ -70,6 +70,8 @@ pub enum Entry {
     Connected {
         session: Uuid,
         node: Uuid,
+        /// Of the store: another one after a restore that may have lost commits.
+        epoch: Uuid,
     },
     NotConnected {
         why: String,
@@ -99,6 +101,11 @@ pub enum Entry {
         seq: u64,
         message: Option<State>,
         cursor: Option<u64>,
+    },
+    /// An event of this kind that tells of no change, for the first time.
+    Heard {
+        kind: String,
+        conversation: Uuid,
     },
     /// What a page of a sync said of a conversation.
     Page {

@@ -7,6 +7,8 @@ mod proxy;
 mod run;
 mod scenario;
 mod services;
+mod stage;
+mod standby;
 mod world;
 
 use std::path::PathBuf;

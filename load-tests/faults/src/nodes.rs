@@ -21,12 +21,14 @@ use crate::proxy::Proxy;
 use crate::services::{Service, Services};
 
 /// From the start of the process to "ready".
-const START_LIMIT: Duration = Duration::from_secs(60);
-/// From SIGTERM to the end; more than DRAIN_GRACE and DRAIN_TIME.
-pub const DRAIN_LIMIT: Duration = Duration::from_secs(40);
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// From SIGTERM to the end; more than what the node allows each of its stages.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(120);
+
+pub const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The settings of each node, besides addresses: the clocks run fast.
-const SETTINGS: [(&str, &str); 14] = [
+const SETTINGS: [(&str, &str); 13] = [
     ("AUTH_MODE", "dev"),
     ("LOG_FORMAT", "json"),
     ("LOG_LEVEL", "info"),
@@ -39,7 +41,6 @@ const SETTINGS: [(&str, &str); 14] = [
     ("HEARTBEAT_INTERVAL", "2s"),
     ("HEARTBEAT_TIMEOUT", "2s"),
     ("DRAIN_GRACE", "200ms"),
-    ("DRAIN_TIME", "2s"),
     ("WS_CLIENT_BUFFER_BYTES", "128KiB"),
 ];
 
@@ -81,13 +82,14 @@ impl Node {
         dice: &mut Dice,
     ) -> anyhow::Result<Self> {
         let services = common.services;
-        let postgres = Proxy::start(free_port(dice)?, services.addr(Service::Postgres)).await?;
-        let redis = Proxy::start(free_port(dice)?, services.addr(Service::Redis)).await?;
+        let postgres = Proxy::start(free_port(dice)?, services.addr(Service::Postgres)?).await?;
+        let redis = Proxy::start(free_port(dice)?, services.addr(Service::Redis)?).await?;
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(dice)?));
         let door = Proxy::start(free_port(dice)?, addr).await?;
         let name = format!("node-{number}");
         let own = [
             ("SERVER_PORT", addr.port().to_string()),
+            ("DRAIN_TIME", format!("{}ms", DRAIN_TIME.as_millis())),
             ("DATA_DIR", common.folder.join(&name).display().to_string()),
             ("DATABASE_URL", services.database_url(postgres.addr(), common.run)),
             ("REDIS_URL", format!("redis://{}", redis.addr())),

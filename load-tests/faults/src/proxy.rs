@@ -45,6 +45,7 @@ pub enum Direction {
 
 #[derive(Clone, Copy)]
 struct Rule {
+    upstream: SocketAddr,
     mode: Mode,
     /// The latest strike and its number; connections that are younger do not feel it.
     strike: Option<(u64, Strike)>,
@@ -65,9 +66,9 @@ impl Proxy {
         socket.bind((Ipv4Addr::LOCALHOST, port).into()).with_context(|| format!("port {port}"))?;
         let listener = socket.listen(1_024)?;
         let port = listener.local_addr()?.port();
-        let (rule, seen) = watch::channel(Rule { mode: Mode::Pass, strike: None });
+        let (rule, seen) = watch::channel(Rule { upstream, mode: Mode::Pass, strike: None });
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, upstream, seen));
+        tasks.spawn(accept(listener, seen));
         Ok(Self { port, rule, _tasks: tasks })
     }
 
@@ -79,6 +80,12 @@ impl Proxy {
         self.rule.send_modify(|rule| rule.mode = mode);
     }
 
+    /// Connections that are made from now on go there; those that are open are cut.
+    pub fn lead_to(&self, upstream: SocketAddr) {
+        self.rule.send_modify(|rule| rule.upstream = upstream);
+        self.strike(Strike::Cut);
+    }
+
     pub fn strike(&self, strike: Strike) {
         self.rule.send_modify(|rule| {
             let number = rule.strike.map_or(0, |(number, _)| number);
@@ -87,7 +94,7 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: SocketAddr, rule: watch::Receiver<Rule>) {
+async fn accept(listener: TcpListener, rule: watch::Receiver<Rule>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -98,7 +105,7 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, rule: watch::Receiv
                     continue;
                 };
                 if rule.borrow().mode != Mode::Refuse {
-                    connections.spawn(connection(client, upstream, rule.clone()));
+                    connections.spawn(connection(client, rule.clone()));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -106,12 +113,13 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, rule: watch::Receiv
     }
 }
 
-async fn connection(client: TcpStream, upstream: SocketAddr, mut rule: watch::Receiver<Rule>) {
+async fn connection(client: TcpStream, mut rule: watch::Receiver<Rule>) {
     let born = rule.borrow().strike.map_or(0, |(number, _)| number);
     // A held connection reaches nobody, but its client cannot know.
     if rule.wait_for(|rule| rule.mode != Mode::Hold).await.is_err() {
         return;
     }
+    let upstream = rule.borrow().upstream;
     let Ok(server) = connect(upstream).await else { return };
     // Small pieces are wanted now, as without a proxy.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -245,6 +253,12 @@ mod tests {
         one.read_exact(&mut late).await.unwrap();
         assert_eq!(&late, b"held", "a network that comes back brings what was on its way");
 
+        let (other, _other_server) = echo().await;
+        proxy.lead_to(other);
+        assert_eq!(says(&mut one, "x").await, None);
+        let mut one = open().await;
+        assert_eq!(says(&mut one, "hello").await.as_deref(), Some("hello"));
+        assert_eq!(proxy.rule.borrow().upstream, other);
         proxy.strike(Strike::Cut);
         assert_eq!(says(&mut one, "x").await, None);
         let mut two = open().await;

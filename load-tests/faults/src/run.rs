@@ -1,6 +1,7 @@
 //! One run: services, nodes, people, faults; then peace, the final resume, the end of all, and what
 //! is left over. All that the checker wants to see is written to the run's folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,20 +11,24 @@ use serde::{Deserialize, Serialize};
 use tidings_client::dice::Dice;
 use tidings_client::history::{Entry, History};
 use tidings_client::target::Target;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::nodes::{Common, Node};
 use crate::proxy::Proxy;
-use crate::scenario::{Scenario, Stage, UPGRADE};
+use crate::scenario::{Scenario, UPGRADE};
 use crate::services::{self, Service, Services};
+use crate::stage::Stage;
 use crate::world::{Plan, World, until};
 
 /// For each of the steps that follow the faults. They are short unless something is wrong.
-const STEP: Duration = Duration::from_secs(90);
+const STEP: Duration = Duration::from_secs(150);
 const NODES: usize = 3;
-/// Three leases of a node, and then some.
-const PRESENCE_LIMIT: Duration = Duration::from_secs(10);
+/// Users beyond whom a door before each node would need more files than one process may open.
+const MANY: usize = 3_000;
+/// Three leases of a node, and a slow machine.
+const PRESENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// From the last proof to its line in the history.
 const NOTED_WITHIN: Duration = Duration::from_millis(300);
@@ -49,8 +54,9 @@ pub struct Args {
     /// What nodes that can be told so do wrong on purpose.
     #[arg(long)]
     sabotage: Option<String>,
-    #[arg(long, default_value_t = 220)]
-    users: usize,
+    /// Else as many as suit the scenario.
+    #[arg(long)]
+    users: Option<usize>,
     /// Messages a second, all together.
     #[arg(long, default_value_t = 50)]
     rate: u64,
@@ -67,8 +73,20 @@ pub struct Circumstances {
     pub added: Vec<(Uuid, Uuid)>,
     /// Whether who is connected must have been told of every change.
     pub tells_all: bool,
+    pub losses: Vec<Loss>,
+    /// From when until when all sockets were down or on their way back, in the history's time.
+    pub storms: Vec<(u64, u64)>,
     /// What should be gone, and is not.
     pub leftovers: Vec<String>,
+}
+
+/// Commits that a standby did not have when it took the primary's place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Loss {
+    /// Of the store until then.
+    pub epoch: Uuid,
+    /// Where each conversation's log stood on the standby.
+    pub heads: BTreeMap<Uuid, u64>,
 }
 
 pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
@@ -80,20 +98,30 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let run = format!("faults_{}_{}", scenario.name.replace('-', "_"), args.seed);
     let mut dice = Dice::of(args.seed, 10);
     let services = Services::new(args.services);
-    for service in Service::ALL {
-        services.call("up", service).await?;
+    services.one_postgres().await?;
+    if scenario.needs_standby() {
+        services.new_standby().await?;
     }
+    services.call("up", Service::Redis).await?;
+    services.call("up", Service::Kafka).await?;
     services.save_redis(false).await?;
     services.sql("tidings", &format!("drop database if exists {run} with (force)")).await?;
     services.sql("tidings", &format!("create database {run}")).await?;
-    let kafka = Proxy::start(services.kafka_proxy_port(), services.addr(Service::Kafka)).await?;
-    let slow = scenario.name == "slow-clients";
+    let kafka = Proxy::start(services.kafka_proxy_port(), services.addr(Service::Kafka)?).await?;
     // A topic outlives its run: a run that is repeated takes another.
     let topic = format!("{run}.{}", Uuid::new_v4().simple());
-    let mut extra = Vec::new();
-    if slow {
-        extra.push(("WS_CLIENT_BUFFER_SIZE", "64"));
-    }
+    let plan = plan(scenario, args.users, args.rate);
+    let mut extra = Vec::from(match scenario.name {
+        "slow-clients" => &[("WS_CLIENT_BUFFER_SIZE", "64")][..],
+        // Ten thousand sockets of one process answer more slowly than it takes others.
+        "storm" => &[
+            ("HEARTBEAT_INTERVAL", "20s"),
+            ("HEARTBEAT_TIMEOUT", "20s"),
+            ("NODE_LEASE", "5s"),
+            ("OFFLINE_AFTER", "10s"),
+        ],
+        _ => &[],
+    });
     if let Some(mutation) = &args.sabotage {
         extra.push(("SABOTAGE", mutation));
     }
@@ -118,17 +146,13 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     nodes[0].migrate().await?;
     for node in &nodes {
         node.start().await?;
+        says_what_the_store_survives(node, scenario.needs_standby()).await?;
     }
     let history = History::create(&folder.join("history.jsonl"))?;
     let targets: Vec<Target> = nodes.iter().map(Node::target).collect();
-    let doors = nodes.iter().map(Node::door_target).collect();
-    let plan = Plan {
-        // What a slow client is to miss must be much for each, or the kernel keeps it for him.
-        users: if slow { args.users / 4 } else { args.users },
-        absent_percent: 12,
-        conversations: if slow { 8 } else { args.users / 3 },
-        rate: args.rate,
-        big: slow,
+    let doors = match plan.users {
+        0..MANY => nodes.iter().map(Node::door_target).collect(),
+        _ => targets.clone(),
     };
     let mut world = World::create(plan, args.seed, &targets, doors, &history).await?;
     eprintln!("faults: {} conversations, {} devices", world.groups.len(), world.devices().count());
@@ -141,6 +165,9 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
         kafka: &kafka,
         history: &history,
         struck: AtomicU64::new(0),
+        database: &run,
+        losses: Mutex::default(),
+        storms: Mutex::default(),
     };
     let time = Duration::from_secs(args.seconds.unwrap_or(scenario.seconds));
     let until_then = Instant::now() + time;
@@ -153,10 +180,13 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let strikes = stage.struck.load(Ordering::Relaxed);
 
     eprintln!("faults: {:>6} ms peace", history.elapsed_ms());
+    let Stage { losses, storms, .. } = stage;
     let mut left = Circumstances {
         strikes,
         added: world.added(),
         tells_all: scenario.tells_all(),
+        losses: losses.into_inner(),
+        storms: storms.into_inner(),
         leftovers: Vec::new(),
     };
     let limits = async {
@@ -180,13 +210,36 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
         left.note(node.drain().await);
     }
     left.note(nothing_in_redis(&services, &run).await);
+    left.note(nobody_is_connected(&services, &run).await);
     for node in &nodes {
         left.note(read_log(node.log()));
     }
     evidence(&services, &run, &topic, &folder).await?;
     std::fs::write(folder.join("circumstances.json"), serde_json::to_vec_pretty(&left)?)?;
     services.sql("tidings", &format!("drop database if exists {run} with (force)")).await?;
+    services.one_postgres().await
+}
+
+/// Without a synchronous standby a warning is in the log, with one the gauge is 1.
+async fn says_what_the_store_survives(node: &Node, standby: bool) -> anyhow::Result<()> {
+    let gauge = node.metric("tidings_store_synchronous_standby").await?;
+    let warned = std::fs::read_to_string(node.log())?.contains("no synchronous standby");
+    let right = (gauge == 1.0, warned) == (standby, !standby);
+    ensure!(right, "{}: standby {standby}, gauge {gauge}, warned {warned}", node.name);
     Ok(())
+}
+
+fn plan(scenario: &Scenario, users: Option<usize>, rate: u64) -> Plan {
+    let usual = Plan { users: 220, absent_percent: 12, conversations: 73, rate, big: false };
+    let plan = match scenario.name {
+        // What a slow client is to miss must be much for each, or the kernel keeps it for him.
+        "slow-clients" => Plan { users: 55, conversations: 8, big: true, ..usual },
+        // With a second device of some: ten thousand sockets.
+        "storm" => Plan { users: 9_000, absent_percent: 2, conversations: 450, ..usual },
+        _ => usual,
+    };
+    let users = users.unwrap_or(plan.users);
+    Plan { users, conversations: (plan.conversations * users / plan.users).max(1), ..plan }
 }
 
 impl Circumstances {
@@ -279,7 +332,29 @@ async fn nothing_in_redis(services: &Services, run: &str) -> anyhow::Result<()> 
     ensure!(channels.trim().is_empty(), "left over: subscriptions {channels}");
     let leases =
         || async { services.redis(&["--scan", "--pattern", &format!("{run}:node:*")]).await };
-    until("leases have ended", PRESENCE_LIMIT, async || Ok(leases().await?.trim().is_empty())).await
+    until("leases have ended", PRESENCE_LIMIT, async || Ok(leases().await?.trim().is_empty()))
+        .await?;
+    // What a node that was killed left there forgets itself.
+    let lasting = "local lasting = {}
+        for _, key in ipairs(redis.call('keys', ARGV[1])) do
+            if redis.call('ttl', key) == -1 then table.insert(lasting, key) end
+        end
+        return lasting";
+    let lasting = services.redis(&["eval", lasting, "0", &format!("{run}:*")]).await?;
+    ensure!(lasting.trim().is_empty(), "left over for ever: {lasting}");
+    Ok(())
+}
+
+/// No connection to the store is left, nor what it would lock.
+async fn nobody_is_connected(services: &Services, run: &str) -> anyhow::Result<()> {
+    let mut last = String::new();
+    let none = until("nobody is connected to the store", STEP, async || {
+        let count = "select count(*) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid()";
+        last = services.sql(run, count).await?.trim().to_owned();
+        Ok(last == "0")
+    });
+    none.await.with_context(|| format!("left over: {last} connections"))
 }
 
 fn read_log(log: &Path) -> anyhow::Result<()> {

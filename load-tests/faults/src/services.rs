@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -21,14 +22,6 @@ pub enum Service {
 
 impl Service {
     pub const ALL: [Self; 3] = [Self::Postgres, Self::Redis, Self::Kafka];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Redis => "redis",
-            Self::Kafka => "kafka",
-        }
-    }
 }
 
 #[derive(clap::Args)]
@@ -39,8 +32,6 @@ pub struct Addresses {
     /// Where they keep their data; the script knows it as TIDINGS_STATE.
     #[arg(long)]
     state: PathBuf,
-    #[arg(long)]
-    postgres_port: u16,
     #[arg(long)]
     redis_port: u16,
     /// Of the listener that leads clients back to itself.
@@ -58,33 +49,59 @@ pub struct Services {
     args: Addresses,
     /// The script takes one call at a time.
     turn: Mutex<()>,
+    /// The one of the pair that is the primary now.
+    pub(crate) standby_leads: AtomicBool,
 }
 
 impl Services {
     pub fn new(args: Addresses) -> Self {
-        Self { args, turn: Mutex::new(()) }
+        Self { args, turn: Mutex::new(()), standby_leads: AtomicBool::new(false) }
     }
 
     pub fn kafka_proxy_port(&self) -> u16 {
         self.args.kafka_proxy_port
     }
 
+    /// As the script calls it; of Postgres, whichever is the primary.
+    pub fn name(&self, service: Service) -> &'static str {
+        match service {
+            Service::Postgres => self.primary(),
+            Service::Redis => "redis",
+            Service::Kafka => "kafka",
+        }
+    }
+
     /// Where a proxy reaches the service.
-    pub fn addr(&self, service: Service) -> SocketAddr {
+    pub fn addr(&self, service: Service) -> anyhow::Result<SocketAddr> {
         let port = match service {
-            Service::Postgres => self.args.postgres_port,
+            Service::Postgres => self.port(self.primary())?,
             Service::Redis => self.args.redis_port,
             Service::Kafka => self.args.kafka_door_port,
         };
-        (Ipv4Addr::LOCALHOST, port).into()
+        Ok((Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.args.state.join("services").join(name)
+    }
+
+    /// Of a server that is made anew it is another.
+    pub fn port(&self, name: &str) -> anyhow::Result<u16> {
+        let file = self.state(name).join("port");
+        let port = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(port.trim().parse()?)
     }
 
     /// `up`, `kill`, `pause`, `resume`.
     pub async fn call(&self, verb: &str, service: Service) -> anyhow::Result<()> {
+        self.script(&[verb, self.name(service)]).await
+    }
+
+    pub async fn script(&self, arguments: &[&str]) -> anyhow::Result<()> {
         let _turn = self.turn.lock().await;
         let mut script = Command::new(&self.args.services);
-        script.arg(verb).arg(service.name()).env("TIDINGS_STATE", &self.args.state);
-        output(script).await.with_context(|| format!("services {verb} {}", service.name()))?;
+        script.args(arguments).env("TIDINGS_STATE", &self.args.state);
+        output(script).await.with_context(|| format!("services {}", arguments.join(" ")))?;
         Ok(())
     }
 
@@ -94,10 +111,7 @@ impl Services {
 
     /// One object a row.
     pub async fn sql(&self, database: &str, statement: &str) -> anyhow::Result<String> {
-        let url = self.database_url(self.addr(Service::Postgres), database);
-        let mut psql = Command::new("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement]).arg(url);
-        output(psql).await.context("psql")
+        psql(self.database_url(self.addr(Service::Postgres)?, database), statement).await
     }
 
     pub async fn redis(&self, arguments: &[&str]) -> anyhow::Result<String> {
@@ -116,7 +130,7 @@ impl Services {
 
     /// With what it holds if `saved`, else with nothing.
     pub async fn save_redis(&self, saved: bool) -> anyhow::Result<()> {
-        let file = self.args.state.join("services/redis/dump.rdb");
+        let file = self.state("redis").join("dump.rdb");
         if saved {
             let said = self.redis(&["save"]).await?;
             ensure!(said.trim() == "OK", "redis says {said} to SAVE");
@@ -126,6 +140,12 @@ impl Services {
         }
         Ok(())
     }
+}
+
+pub async fn psql(url: String, statement: &str) -> anyhow::Result<String> {
+    let mut psql = Command::new("psql");
+    psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement]).arg(url);
+    output(psql).await.context("psql")
 }
 
 async fn output(mut command: Command) -> anyhow::Result<String> {

@@ -21,6 +21,8 @@ use uuid::Uuid;
 const MAX_WAITING: usize = 60;
 /// Of a hundred users that are there at first.
 const LEAVERS_PERCENT: u64 = 10;
+/// Until all are there for the first time.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// Who wants the big messages of a slow consumer's run.
 const BIG_BYTES: usize = 14_000;
 
@@ -137,11 +139,31 @@ impl World {
     }
 
     pub async fn connect(&self) -> anyhow::Result<()> {
-        for device in self.present() {
-            device.orders.send(Order::Back).await?;
+        let devices: Vec<&Handle> = self.present().collect();
+        // A crowd comes one after the other: it has its storm later.
+        for some in devices.chunks(500) {
+            for device in some {
+                device.orders.send(Order::Back).await?;
+            }
+            let all = || some.iter().all(|device| device.state.borrow().connected);
+            until("all devices are connected", CONNECT_LIMIT, async || Ok(all())).await?;
         }
-        let all = || self.present().all(|device| device.state.borrow().connected);
-        until("all devices are connected", Duration::from_secs(60), async || Ok(all())).await
+        Ok(())
+    }
+
+    /// All sockets at once; until all are back and have read what they missed.
+    pub async fn drop_all_and_wait(&self, limit: Duration) -> anyhow::Result<()> {
+        let devices: Vec<(&Handle, u32)> =
+            self.present().map(|device| (device, device.state.borrow().connects)).collect();
+        for (device, _) in &devices {
+            device.orders.send(Order::Drop).await?;
+        }
+        let back = |device: &Handle, before| {
+            let state = device.state.borrow();
+            state.away || state.connected && state.connects > before && !state.behind
+        };
+        let all = || devices.iter().all(|(device, before)| back(device, *before));
+        until("all devices are back", limit, async || Ok(all())).await
     }
 
     /// Traffic for so long. Ends by itself.

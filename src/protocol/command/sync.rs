@@ -28,7 +28,7 @@ pub struct SyncRequest {
     #[serde(default)]
     #[schemars(with = "Option<ConversationId>")]
     pub to: Option<String>,
-    /// Of `hello`, or of the answer before.
+    /// Of the store that the client's copy is of, as `hello` told when it was read.
     #[serde(default)]
     #[schemars(with = "Option<Uuid>")]
     pub store_epoch: Option<String>,

@@ -144,12 +144,12 @@ impl Sqlite {
         Ok(Schema::Current)
     }
 
-    pub async fn ping(&self) -> Result<()> {
+    pub async fn ping(&self) -> Result<bool> {
         sqlx::query("select count(*) from sqlite_schema")
             .execute(&self.readers)
             .await
             .map_err(error::of)?;
-        Ok(())
+        Ok(false)
     }
 
     pub async fn epoch(&self) -> Result<Uuid> {

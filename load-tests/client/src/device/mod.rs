@@ -6,6 +6,7 @@ mod commands;
 mod resume;
 mod session;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -69,6 +70,10 @@ pub enum Order {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
     pub connected: bool,
+    /// How often it was let in.
+    pub connects: u32,
+    /// It was told to stay away.
+    pub away: bool,
     /// Commands without a final outcome.
     pub waiting: usize,
     /// It reads, or waits for, what it knows to be missing.
@@ -96,6 +101,8 @@ pub struct Device {
     state: watch::Sender<State>,
     away: bool,
     stalled_until: Option<Instant>,
+    /// Kinds of events that told of no change.
+    heard: BTreeSet<(Uuid, String)>,
 }
 
 impl Device {
@@ -113,6 +120,7 @@ impl Device {
             state,
             away: true,
             stalled_until: None,
+            heard: BTreeSet::new(),
             profile,
         };
         (device, handle)
@@ -243,10 +251,11 @@ impl Device {
         let gap = self.copy.conversations.values().any(|c| c.beyond_gap().is_some() && !c.gone);
         let waiting = self.commands.waiting();
         let behind = gap || self.resume.is_busy();
-        let resumed = self.resume.fulfilled();
+        let (resumed, away) = (self.resume.fulfilled(), self.away);
         self.show(|state| {
             state.waiting = waiting;
             state.behind = behind;
+            state.away = away;
             state.resumed = resumed;
         });
     }

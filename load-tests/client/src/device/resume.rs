@@ -14,6 +14,7 @@ const MAX_NAMED: usize = 1_000;
 
 #[derive(Default)]
 pub struct Resume {
+    /// Of the store that the copy is of: named until all has been read under another.
     epoch: Option<Uuid>,
     /// All conversations are to be read from the first on.
     all: bool,
@@ -66,9 +67,10 @@ impl Resume {
     }
 
     /// A new connection: what is missed is read; an order is fulfilled again from the beginning.
-    pub fn on_hello(&mut self, epoch: Uuid) {
-        self.epoch.get_or_insert(epoch);
+    /// True: the copy is of another store.
+    pub fn on_hello(&mut self, epoch: Uuid) -> bool {
         self.all = true;
+        *self.epoch.get_or_insert(epoch) != epoch
     }
 
     pub fn on_lost(&mut self) {
@@ -142,7 +144,6 @@ impl Resume {
 
     /// The page was taken in; `named_to` is the last id it could be about.
     pub fn on_page(&mut self, epoch: Uuid, next_after: Option<Uuid>, named: &BTreeMap<Uuid, u64>) {
-        self.epoch = Some(epoch);
         let Some(reading) = &mut self.reading else { return };
         // A range that ended for want of room for names goes on behind it.
         let cut = (named.len() == MAX_NAMED && reading.all)
@@ -151,6 +152,9 @@ impl Resume {
         match next_after.or(cut) {
             Some(after) => reading.after = Some(after),
             None => {
+                if reading.all {
+                    self.epoch = Some(epoch);
+                }
                 self.fulfilled += u32::from(reading.ordered);
                 self.reading = None;
             }
@@ -207,6 +211,23 @@ mod tests {
         let asked = ask(&mut resume, &copy).unwrap()["payload"].take();
         assert_eq!(asked["conversations"], json!({ id(5).to_string(): 0 }));
         assert_eq!((&asked["after"], &asked["to"]), (&json!(id(4)), &json!(id(5))));
+    }
+
+    #[test]
+    fn the_old_epoch_is_named_until_all_was_read_under_the_new_one() {
+        let (mut resume, copy) = (Resume::default(), Copy::default());
+        let named = |frame: Option<Value>| frame.unwrap()["payload"]["store_epoch"].take();
+        assert!(!resume.on_hello(id(1)), "the first is no other");
+        resume.on_lost();
+        assert!(resume.on_hello(id(2)));
+        assert_eq!(named(ask(&mut resume, &copy)), json!(id(1)));
+        let cursors = resume.answered("sync-1").unwrap();
+        resume.on_page(id(2), Some(id(7)), &cursors);
+        assert_eq!(named(ask(&mut resume, &copy)), json!(id(1)), "more pages are to come");
+        let cursors = resume.answered("sync-2").unwrap();
+        resume.on_page(id(2), None, &cursors);
+        resume.want(id(5));
+        assert_eq!(named(ask(&mut resume, &copy)), json!(id(2)));
     }
 
     #[test]

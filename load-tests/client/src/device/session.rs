@@ -86,6 +86,11 @@ struct Resync {
 }
 
 #[derive(Deserialize)]
+struct Other {
+    conversation_id: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
 struct Reconnect {
     after_ms: u64,
 }
@@ -218,8 +223,8 @@ impl Device {
         let due = std::mem::take(&mut session.acks);
         let held = due.into_iter().filter_map(|id| {
             let conversation = self.copy.conversations.get(&id)?;
-            let whole = !conversation.gone && !conversation.partial && conversation.cursor > 0;
-            whole.then_some((id, conversation.cursor))
+            let unsure = conversation.gone || conversation.partial || conversation.doubted;
+            (!unsure && conversation.cursor > 0).then_some((id, conversation.cursor))
         });
         let held: BTreeMap<Uuid, u64> = held.collect();
         (!held.is_empty())
@@ -242,10 +247,16 @@ impl Device {
                 session.greeted = true;
                 // The server pings after half of this at the latest.
                 session.silence = Duration::from_secs(hello.heartbeat_seconds) * 2;
-                let (node, id) = (hello.node_id, hello.session_id);
-                self.note(Entry::Connected { session: id, node });
-                self.show(|state| state.connected = true);
-                self.resume.on_hello(hello.store_epoch);
+                let Hello { session_id: session, node_id: node, store_epoch: epoch, .. } = hello;
+                self.note(Entry::Connected { session, node, epoch });
+                if self.resume.on_hello(epoch) {
+                    self.copy.doubt();
+                }
+                self.tell_state();
+                self.show(|state| {
+                    state.connected = true;
+                    state.connects += 1;
+                });
             }
             "new_message" | "message_updated" | "message_deleted" => {
                 let event: MessageEvent = frame.payload()?;
@@ -284,8 +295,14 @@ impl Device {
             }
             "ok" => self.on_ok(session, frame)?,
             "error" => self.on_error(frame)?,
-            // Others are not for us, or of a later release.
-            _ => {}
+            // Others are not for us, or of a later release; but whose they are is seen.
+            kind => {
+                if let Some(Other { conversation_id: Some(id) }) = frame.payload()
+                    && self.heard.insert((id, kind.to_owned()))
+                {
+                    self.note(Entry::Heard { kind: kind.to_owned(), conversation: id });
+                }
+            }
         }
         Some(())
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use tidings_client::history::{Entry, Line, State};
 use uuid::Uuid;
 
-use crate::run::Circumstances;
+use crate::run::{Circumstances, Loss};
 
 /// A row of messages.
 #[derive(Clone, Debug, Deserialize)]
@@ -69,6 +69,10 @@ pub struct Evidence {
     pub added: BTreeSet<(Uuid, Uuid)>,
     /// Whether who is connected must have been told of every change.
     pub tells_all: bool,
+    /// In their order.
+    pub losses: Vec<Loss>,
+    /// From when until when all sockets were down or on their way back.
+    pub storms: Vec<(u64, u64)>,
     pub leftovers: Vec<String>,
     pub strikes: u64,
     /// Of the final resume's beginning, in `lines`.
@@ -131,9 +135,29 @@ impl Evidence {
             records: records.into_iter().map(record).collect::<Result<_, _>>()?,
             added: circumstances.added.into_iter().collect(),
             tells_all: circumstances.tells_all,
+            losses: circumstances.losses,
+            storms: circumstances.storms,
             leftovers: circumstances.leftovers,
             strikes: circumstances.strikes,
         })
+    }
+
+    /// The lines, and how many losses lay behind the node that the device was connected to.
+    pub fn with_eras(&self) -> impl Iterator<Item = (usize, &Line)> {
+        let mut eras: HashMap<&str, usize> = HashMap::new();
+        self.lines.iter().map(move |line| {
+            if let Entry::Connected { epoch, .. } = &line.entry {
+                let ended = self.losses.iter().position(|loss| loss.epoch == *epoch);
+                eras.insert(&line.device, ended.unwrap_or(self.losses.len()));
+            }
+            (eras.get(&*line.device).copied().unwrap_or_default(), line)
+        })
+    }
+
+    /// Whether what stood at this place in that era was lost later.
+    pub fn is_lost(&self, era: usize, conversation: Uuid, seq: u64) -> bool {
+        let later = self.losses.iter().skip(era);
+        later.into_iter().any(|loss| loss.heads.get(&conversation).is_none_or(|head| seq > *head))
     }
 
     /// The messages' states that a line brings, and the conversation they are of.

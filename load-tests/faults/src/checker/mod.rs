@@ -40,6 +40,12 @@ pub struct Counts {
     pub connects: u64,
     pub gaps: u64,
     pub resyncs: u64,
+    /// Answers that said to read anew, after commits were lost.
+    pub resets: u64,
+    /// Acknowledged, and not on the standby that took the primary's place.
+    pub lost: u64,
+    /// Messages acknowledged while all sockets were down or on their way back.
+    pub in_storms: u64,
     /// Commands whose outcome was unknown, and that were sent again.
     pub unknown: u64,
     pub refused: u64,

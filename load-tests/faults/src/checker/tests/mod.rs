@@ -1,5 +1,7 @@
 //! The checker sees each kind of wrong: a sound run is doctored, one thing at a time.
 
+mod course;
+
 use tidings_client::history::{Entry, How, Line, Outcome, State, hash};
 use uuid::Uuid;
 
@@ -193,8 +195,8 @@ fn a_lost_message_is_seen() {
 fn who_is_connected_and_not_told_is_seen() {
     let connected = |evidence: &mut Evidence| {
         evidence.tells_all = true;
-        let (session, node) = (id(0), id(0));
-        evidence.lines.insert(0, line(GRACE, "g", Entry::Connected { session, node }));
+        let (session, node, epoch) = (id(0), id(0), id(0));
+        evidence.lines.insert(0, line(GRACE, "g", Entry::Connected { session, node, epoch }));
     };
     assert_eq!(broken(connected), [""; 0]);
     // Kafka has the last message for her, but she is there, and only the final resume brings it.
@@ -243,6 +245,11 @@ fn a_gap_and_a_step_back_are_seen() {
         evidence.lines.insert(at, line(GRACE, "g", told(How::Live, 3, Some(3))));
     });
     assert_eq!(back, ["no gap, no step back"]);
+    let untold = broken(|evidence| {
+        let at = evidence.settled.unwrap();
+        evidence.lines.insert(at - 1, line(GRACE, "g", told(How::Live, 8, Some(8))));
+    });
+    assert!(untold.contains(&"no gap, no step back".to_owned()), "{untold:?}");
     let skipped = broken(|evidence| {
         let late = page(0, 5, &[2, 3, 5]);
         let at = evidence.lines.iter().position(|line| line.device == "l").unwrap();
@@ -283,6 +290,23 @@ fn doubles_are_seen() {
         held(evidence, "l")[0].hash = Some(hash("something else"));
     });
     assert_eq!(other_content, ["one message, one place", "what clients hold is what is stored"]);
+    let moved = broken(|evidence| {
+        let mut entry = page(4, 5, &[4]);
+        if let Entry::Page { messages, cursor, .. } = &mut entry {
+            (messages[0].seq, messages[0].change_seq, *cursor) = (9, 9, None);
+        }
+        let at = evidence.settled.unwrap();
+        evidence.lines.insert(at, line(GRACE, "g", entry));
+    });
+    assert_eq!(moved, ["one message, one place"]);
+    let nameless = broken(|evidence| {
+        evidence.messages.get_mut(&id(5)).unwrap().client_message_id = None;
+    });
+    assert_eq!(nameless, ["acknowledged is stored", "refused is not stored"]);
+    let of_another = broken(|evidence| {
+        evidence.messages.get_mut(&id(5)).unwrap().sender_id = MALLORY;
+    });
+    assert_eq!(of_another[0], "acknowledged is stored");
     // The same once more, at the same place, is no fault: it may come twice.
     let repeated = broken(|evidence| {
         let at = evidence.settled.unwrap();
@@ -312,6 +336,13 @@ fn events_to_strangers_are_seen() {
         evidence.added.insert((LOG, GRACE));
     });
     assert_eq!(again, [""; 0], "he was in before");
+    let heard = |user| {
+        broken(|evidence| {
+            let entry = Entry::Heard { kind: "typing".into(), conversation: LOG };
+            evidence.lines.push(line(user, "m", entry));
+        })
+    };
+    assert_eq!(heard(MALLORY), ["no event to a stranger"]);
     let in_kafka = broken(|evidence| evidence.records[0].recipients.push(MALLORY));
     assert_eq!(in_kafka, ["no event to a stranger"]);
 }
@@ -332,6 +363,19 @@ fn what_servers_must_not_do_is_seen() {
         );
     });
     assert_eq!(open, ["each command has an outcome"]);
+    let not_deleted = broken(|evidence| {
+        let command = "a-90".to_owned();
+        let attempt = Entry::Attempt {
+            command: command.clone(),
+            what: "delete".into(),
+            conversation: None,
+            message: Some(id(3)),
+        };
+        let outcome = Outcome::Acknowledged { message: id(3), seq: 3, change_seq: 3 };
+        evidence.lines.push(line(ADA, "a", attempt));
+        evidence.lines.push(line(ADA, "a", Entry::Answered { command, outcome }));
+    });
+    assert_eq!(not_deleted, ["acknowledged is stored"]);
     let left = broken(|evidence| evidence.leftovers.push("3 outbox rows".into()));
     assert_eq!(left, ["nothing is left over"]);
 }
