@@ -1,11 +1,12 @@
 //! One socket's life, and the sockets of this node.
 //!
-//! `upgrade` lets a socket in, `session` runs it by a `reader` and a `writer` in one task, `handle`
+//! `upgrade` lets a socket in, `session` runs it by a `reader` (`frames` are what it reads) and a `writer` in one task, `handle`
 //! is what others hold of it, `hub` finds the sessions of a user, `outbound` bounds what waits for each, `barrier` proves
 //! what was written, `heartbeat` is the one timer of all, `watch` tells who comes and goes. An idle socket holds its task, its handle and no buffer.
 
 pub mod barrier;
 pub mod commands;
+pub mod frames;
 pub mod handle;
 pub mod heartbeat;
 pub mod hub;
