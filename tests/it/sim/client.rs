@@ -125,11 +125,14 @@ impl Client {
                 }
                 break;
             }
-            let Some(taken) = session.queue.take().now_or_never() else { break };
+            let Some(mut taken) = session.queue.take().now_or_never() else { break };
             moved = true;
-            let ping = session.ask_for_proof(&taken.items);
-            let written = taken.items.iter().chain(&ping);
+            let asks = session.ask_for_proof(&mut taken.items);
+            let written = taken.items.iter();
             socket.wire.extend(written.map(|item| (item.opcode, item.bytes.clone())));
+            if asks {
+                taken.items.pop_back();
+            }
             session.release(session.queue.written(&taken.items));
             self.read_all(node, logs, stays, proven);
             if let Some(code) = taken.end {

@@ -159,7 +159,7 @@ impl World {
         let mut life = self.life.take().expect("it lives");
         match step {
             Step(What::Crash, a, b) => {
-                self.crash(life, 1 + a % 4, b % 40);
+                self.crash(life, 1 + a % 4, 4 * b);
                 return;
             }
             Step(What::Stop, ..) => {
