@@ -5,11 +5,14 @@ const split = (name) => name.match(/^([^{]+)(?:\{stage:(.+)\})?$/) || [name, nam
 
 function trends(metrics) {
   const rows = [["", "stage", "count", "p50 ms", "p95 ms", "p99 ms", "max ms"]];
-  for (const [name, { type, values }] of Object.entries(metrics)) {
-    const [, what, stage] = split(name);
-    if (type !== "trend" || !["ack", "delivery", "connect", "back"].includes(what)) continue;
-    const of = (key) => ms(values[key]);
-    rows.push([what, stage || "all", values.count, of("med"), of("p(95)"), of("p(99)"), of("max")]);
+  for (const wanted of ["ack", "delivery", "connect", "back"]) {
+    for (const [name, { values }] of Object.entries(metrics)) {
+      const [, what, stage] = split(name);
+      if (what !== wanted) continue;
+      const of = (key) => ms(values[key]);
+      const row = [what, stage || "all", values.count];
+      rows.push([...row, of("med"), of("p(95)"), of("p(99)"), of("max")]);
+    }
   }
   return rows;
 }

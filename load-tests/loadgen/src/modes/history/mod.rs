@@ -149,6 +149,8 @@ async fn world(args: &Args, progress: &mut Progress) -> anyhow::Result<World> {
         many.insert(created.id, (head, head + UNREAD as u64));
     }
     let long = fill::long(args, &mut rest, user, progress).await?;
+    // The node has closed the first one, if that took long.
+    let mut rest = Rest::connect(&args.url).await?;
     let mut dice = Dice::new(args.seed);
     let mut places = Vec::new();
     for _ in 0..PLACES {
