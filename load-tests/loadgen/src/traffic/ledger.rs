@@ -365,7 +365,7 @@ mod tests {
     async fn what_is_lost_or_comes_twice_is_found() {
         let ledger = Ledger::new();
         let room = ledger.add_room(Uuid::nil(), 3, 1);
-        let mut send =
+        let send =
             || ledger.sent(&room, 0, Instant::now(), Pace::Undelivered(9)).expect("there is room");
         let [whole, half, refused, open] = [send(), send(), send(), send()];
         let under_way = || room.writer(0).count.load(Relaxed);
