@@ -16,7 +16,7 @@ use super::{Pace, Sending, Stage, TICK};
 use crate::modes::count;
 use crate::report::{self, Latencies, Latency};
 
-/// Messages of a run: some 16 bytes are kept for each.
+/// Messages of a run: some 24 bytes are kept for each.
 const MAX_MESSAGES: usize = 20_000_000;
 
 /// What became of one message.
@@ -76,7 +76,7 @@ pub struct Counts {
     last: Option<Instant>,
 }
 
-/// The whole run, once all tasks have ended.
+/// The run so far.
 #[derive(Debug, Serialize)]
 pub struct Outcome {
     pub sent: usize,
@@ -205,9 +205,10 @@ impl Ledger {
     pub fn answered(&self, room: &Room, number: usize, acked: bool) -> Option<()> {
         let mut log = room.log();
         let entry = log.get_mut(number)?;
-        if entry.acked.replace(acked).is_some() {
+        if entry.acked.is_some() {
             return None;
         }
+        entry.acked = Some(acked);
         if !acked || !entry.until_delivered || entry.delivered == room.recipients {
             room.writers[usize::from(entry.writer)].count.fetch_sub(1, Relaxed);
         }
@@ -332,5 +333,62 @@ impl Outcome {
             faults.push(format!("sockets ended: {:?}", self.ends));
         }
         faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_slow_counts_where_it_was_due() {
+        let ledger = Ledger::new();
+        let room = ledger.add_room(Uuid::nil(), 2, 1);
+        let due = Instant::now();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let number = ledger.sent(&room, 0, due, Pace::Rate(1.0)).unwrap();
+        let later = ledger.begin_phase();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        ledger.answered(&room, number, true).unwrap();
+        ledger.delivered(&room, number, true).unwrap();
+        let ack = |phase| ledger.phase(phase, |phase| phase.latency().get("ack").copied());
+        assert!(
+            ack(0).unwrap().p50_us >= 2_990_000,
+            "from when it was due, not sent: {:?}",
+            ack(0)
+        );
+        assert!(ack(later).is_none());
+        assert_eq!(ledger.phase(later, |phase| (phase.acked, phase.delivered)), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_or_comes_twice_is_found() {
+        let ledger = Ledger::new();
+        let room = ledger.add_room(Uuid::nil(), 3, 1);
+        let send =
+            || ledger.sent(&room, 0, Instant::now(), Pace::Undelivered(9)).expect("there is room");
+        let [whole, half, refused, open] = [send(), send(), send(), send()];
+        let under_way = || room.writer(0).count.load(Relaxed);
+        assert_eq!(under_way(), 4);
+        for number in [whole, half] {
+            ledger.answered(&room, number, true).unwrap();
+        }
+        ledger.answered(&room, refused, false).unwrap();
+        assert!(ledger.answered(&room, refused, true).is_none(), "answered before");
+        assert_eq!(under_way(), 3, "of the acknowledged ones, recipients still lack something");
+        let members = || crate::traffic::Member::new(ledger.clone(), [room.clone()]);
+        let key = |number| Some(crate::wire::Key { room: 0, number });
+        let (mut one, mut other) = (members(), members());
+        one.on_message(key(whole), true);
+        other.on_message(key(whole), true);
+        other.on_message(key(half), true);
+        other.on_message(key(half), true);
+        other.on_message(Some(crate::wire::Key { room: 7, number: 0 }), true);
+        assert_eq!((under_way(), open), (2, 3));
+        let outcome = ledger.outcome();
+        assert_eq!((outcome.missing, outcome.doubled, outcome.unanswered), (1, 1, 1));
+        assert_eq!((outcome.acked, outcome.refused, outcome.delivered), (2, 1, 3));
+        assert_eq!(outcome.errors["a foreign message"], 1);
+        assert_eq!(outcome.faults().len(), 3, "{:?}", outcome.faults());
     }
 }
