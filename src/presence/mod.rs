@@ -172,6 +172,16 @@ impl Presence {
         forward!(self, register_many(entries, false))
     }
 
+    /// `gone` had replaced this session, and is none any more: it has its place again, as it was and
+    /// where it was, unless a younger one took it meanwhile.
+    pub async fn give_back(&self, user: UserId, gone: SessionId, live: Entry) -> Result<()> {
+        self.remove(user, &live.device, gone).await;
+        match self {
+            Self::Local(inner) => inner.register_many(vec![(user, live)], false).map(drop),
+            Self::Redis(inner) => inner.put_back(user, live).await,
+        }
+    }
+
     /// Only if the device's entry is this session's. Records that the user was seen now.
     pub async fn remove(&self, user: UserId, device: &DeviceId, session: SessionId) {
         self.remove_many(vec![(user, device.clone(), session)]).await;

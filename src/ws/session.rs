@@ -112,6 +112,16 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
         }
         return Err(refuse(code));
     }
+    // Gone while it was registered: the one that it has replaced is perhaps where its client is now.
+    if is_gone(stream) {
+        if let Some(live) = registered.replaced.filter(|replaced| replaced.session != session.id) {
+            let back = Box::pin(node.presence.give_back(session.user_id, session.id, live)).await;
+            if let Err(error) = back {
+                tracing::warn!(session.id = %session.id, %error, "its device's place is not given back");
+            }
+        }
+        return Err(refuse(CloseCode::Lost));
+    }
     if registered.younger {
         return Err(refuse(CloseCode::Replaced));
     }

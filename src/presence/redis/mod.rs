@@ -104,6 +104,12 @@ impl RedisPresence {
         Ok(registered)
     }
 
+    /// Another node's session, of whatever lease of that: each later one of its own counts for more.
+    pub(super) async fn put_back(&self, user: UserId, entry: Entry) -> Result<()> {
+        bounded(self.0.register_once(&[(user, entry)], false, 0)).await?;
+        Ok(())
+    }
+
     pub(super) async fn remove_many(&self, sessions: Vec<(UserId, DeviceId, SessionId)>) {
         for chunk in sessions.chunks(CHUNK) {
             if let Err(failure) = bounded(self.0.remove(chunk)).await {
