@@ -1,19 +1,25 @@
 //! What a run needs before it begins: conversations and sockets, many at a time.
 
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use tidings_client::rest::Rest;
 use tidings_client::socket::{Identity, Socket};
 use tidings_client::target::Target;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// Under way at a time: a few, for the server is to be loaded by the run and not by this.
 pub const AT_ONCE: usize = 16;
 
+/// The node closes connections that say nothing for some seconds more than this.
+const KEEP: Duration = Duration::from_secs(5);
+
 /// REST connections, made when one is needed and none is free.
 pub struct Rests {
     target: Target,
-    free: Mutex<Vec<Rest>>,
+    /// With the time of their last request.
+    free: Mutex<Vec<(Rest, Instant)>>,
 }
 
 impl Rests {
@@ -21,7 +27,7 @@ impl Rests {
         Self { target: target.clone(), free: Mutex::default() }
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<Rest>> {
+    fn free(&self) -> MutexGuard<'_, Vec<(Rest, Instant)>> {
         self.free.lock().expect("no holder panics")
     }
 
@@ -32,11 +38,11 @@ impl Rests {
     ) -> anyhow::Result<T> {
         let free = self.free().pop();
         let mut rest = match free {
-            Some(rest) => rest,
-            None => Rest::connect(&self.target).await?,
+            Some((rest, used)) if used.elapsed() < KEEP => rest,
+            _ => Rest::connect(&self.target).await?,
         };
         let done = work(&mut rest).await?;
-        self.free().push(rest);
+        self.free().push((rest, Instant::now()));
         Ok(done)
     }
 }
