@@ -357,6 +357,15 @@ fn what_servers_must_not_do_is_seen() {
         let at_fault = broken(|evidence| evidence.lines.push(line(GRACE, "g", entry)));
         assert_eq!(at_fault, ["servers keep to the contract"]);
     }
+    let replaced = || Entry::Closed { code: Some(4409), why: "replaced".into() };
+    let closed_after = |entries: Vec<Entry>| {
+        broken(|evidence| evidence.lines.extend(entries.into_iter().map(|e| line(GRACE, "g", e))))
+    };
+    let gave_up = || Entry::Closed { code: None, why: "drops its connection".into() };
+    let late = ["servers keep to the contract"];
+    assert_eq!(closed_after(vec![replaced()]), late);
+    assert_eq!(closed_after(vec![gave_up(), replaced()]), [""; 0], "by what was left of its own");
+    assert_eq!(closed_after(vec![gave_up(), replaced(), replaced()]), late, "once");
     let open = broken(|evidence| {
         evidence.lines.retain(
             |line| !matches!(&line.entry, Entry::Answered { command, .. } if command == "a-3"),
