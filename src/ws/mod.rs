@@ -42,8 +42,9 @@ use hub::Hub;
 use outbound::Bounds;
 use watch::Watch;
 
-/// See [`Node::presence_turns`].
-pub const PRESENCE_TURNS: usize = 512;
+/// See [`Node::presence_turns`]. A few for each of the presence's connections: who has his turn waits
+/// for one of these against the clock, and what runs out of time is asked for again by its client.
+pub const PRESENCE_TURNS: usize = 64;
 
 /// The handles a session or a request needs; made once by `app`.
 pub struct Node {
