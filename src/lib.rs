@@ -8,7 +8,7 @@
 //! Who was away reads by `resume` what he missed.
 //!
 //! Direction: `main -> app -> http -> ws -> {write_path, resume} -> {store, bus, presence, offline}`,
-//! and all `-> {protocol, ids, clock, config, telemetry}`; never back, never sideways.
+//! and all `-> {protocol, ids, clock, config, telemetry, sabotage}`; never back, never sideways.
 
 pub mod app;
 pub mod auth;
@@ -22,6 +22,7 @@ pub mod presence;
 pub mod protocol;
 pub mod rates;
 pub mod resume;
+pub mod sabotage;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -73,6 +73,8 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
         return Ok(report.is_sound());
     }
     tracing::info!(?config, "settings");
+    #[cfg(feature = "sabotage")]
+    tidings::sabotage::begin(tidings::config::sabotage()?);
     let mut stop = std::pin::pin!(shutdown::signals()?);
     let app = tokio::select! {
         app = App::build(config) => app?,

@@ -15,6 +15,8 @@
 //!
 //! ```text
 //! 1 | device id (nothing: all devices)      end the user's sessions
+//! 2                                         ask presence for the user
+//! 3 | session 16 bytes                      end it, its client is to come again
 //! ```
 //!
 //! Orders that a node does not know it leaves alone. Nodes of two releases run side by side during a deploy: a change of this layout takes a new
@@ -62,6 +64,8 @@ pub enum Class {
 pub enum Order {
     /// This session of the user is replaced.
     Replace(SessionId),
+    /// This session of the user lost its place to one whose client had left: it is to come again.
+    ComeAgain(SessionId),
     /// The user, or one device of his, is to be cut off.
     Disconnect(Option<DeviceId>),
     /// The user came or went, perhaps: ask presence. The one order that goes to a presence topic.
@@ -70,6 +74,7 @@ pub enum Order {
 
 const DISCONNECT: u8 = 1;
 const LOOK: u8 = 2;
+const COME_AGAIN: u8 = 3;
 
 /// What classic clients get of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +114,9 @@ impl Envelope {
     pub fn order(user: UserId, order: Order) -> Self {
         let (origin, full) = match order {
             Order::Replace(session) => (Some(session), Bytes::new()),
+            Order::ComeAgain(session) => {
+                (None, [&[COME_AGAIN], &session.0.as_bytes()[..]].concat().into())
+            }
             Order::Disconnect(device) => {
                 let device = device.as_ref().map_or("", DeviceId::as_str);
                 (None, [&[DISCONNECT], device.as_bytes()].concat().into())
@@ -138,6 +146,9 @@ impl Envelope {
         let device = match self.full.split_first()? {
             (&DISCONNECT, device) => device,
             (&LOOK, _) => return Some(Order::Look),
+            (&COME_AGAIN, session) => {
+                return Some(Order::ComeAgain(SessionId(Uuid::from_slice(session).ok()?)));
+            }
             _ => return None,
         };
         if device.is_empty() {
@@ -316,6 +327,7 @@ mod tests {
         let user = UserId(Uuid::from_u128(2));
         for order in [
             Order::Replace(SessionId(Uuid::from_u128(3))),
+            Order::ComeAgain(SessionId(Uuid::from_u128(3))),
             Order::Disconnect(None),
             Order::Disconnect(Some("phone".parse().unwrap())),
             Order::Look,
@@ -324,7 +336,7 @@ mod tests {
             let came = Envelope::decode(sent.encode()).unwrap();
             assert_eq!(came.as_order(), Some(order));
         }
-        for full in [&b""[..], b"\x03", b"\x01\xff", b"\x01a\nb"] {
+        for full in [&b""[..], b"\x03", b"\x04", b"\x01\xff", b"\x01a\nb"] {
             let sent =
                 Envelope { full: full.into(), ..envelope(Class::Control, false, Classic::None) };
             assert_eq!(sent.as_order(), None, "{full:?}");

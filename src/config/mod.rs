@@ -21,6 +21,8 @@ use sqlx::postgres::PgConnectOptions;
 use crate::ids::UserId;
 
 pub use jwt::{JwksUrl, JwtConfig, JwtKey, JwtKeys};
+#[cfg(feature = "sabotage")]
+pub use read::sabotage;
 pub use values::{ConfigFaults, Fault, IpNet, Setting};
 
 const fn open(name: &'static str) -> Setting {

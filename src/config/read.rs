@@ -149,6 +149,17 @@ impl Config {
     }
 }
 
+/// What a build made for it is told to do wrong. No setting: a release does not know of it.
+#[cfg(feature = "sabotage")]
+#[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
+pub fn sabotage() -> Result<Option<crate::sabotage::Mutation>, ConfigFaults> {
+    let setting = "SABOTAGE";
+    let Ok(value) = std::env::var(setting) else { return Ok(None) };
+    value.parse().map(Some).map_err(|expected| {
+        ConfigFaults(vec![super::Fault { setting, value: Some(value), expected }])
+    })
+}
+
 fn read_store(read: &mut Reader, data_dir: &Path) -> StoreConfig {
     let by_url = read.parse("DATABASE_URL", parse_database_url);
     let given_url = read.text("DATABASE_URL").is_some();

@@ -4,13 +4,12 @@ use hyper::StatusCode;
 
 use super::Call;
 use super::answer::{self, Answer, CURSOR_FORM};
-use crate::clock::Timestamp;
 use crate::ids::ConversationId;
 use crate::protocol::answer::ConversationList;
 use crate::protocol::command::{self, CreateConversation, PatchConversation};
 use crate::protocol::model::Conversation;
 use crate::protocol::problem::Problem;
-use crate::store::types::{Change, ConversationCursor};
+use crate::store::types::Change;
 use crate::write_path::store_problem;
 
 /// 201 with the conversation; 200 with the one there is for a direct one.
@@ -50,21 +49,9 @@ pub async fn shown(call: &Call<'_>, id: ConversationId) -> Result<Conversation, 
 
 /// Newest activity first.
 pub async fn list(call: Call<'_>) -> Answer {
-    let after = call
-        .query("cursor")
-        .map(|text| read_cursor(&text).ok_or_else(|| Problem::invalid("cursor", CURSOR_FORM)));
-    let page = call.node.store.conversations(call.user, call.limit()?, after.transpose()?).await;
+    let after = call.parsed("cursor", CURSOR_FORM)?;
+    let page = call.node.store.conversations(call.user, call.limit()?, after).await;
     let (conversations, next) = page.map_err(|error| store_problem(&error))?;
-    let next_cursor = next.map(|next| format!("{}.{}", next.last_activity_at.millis(), next.id));
+    let next_cursor = next.map(|next| next.to_string());
     answer::ok(&ConversationList { conversations, next_cursor })
-}
-
-fn read_cursor(text: &str) -> Option<ConversationCursor> {
-    let (millis, id) = text.split_once('.')?;
-    // Far from where a database's own times end.
-    let millis = millis.parse::<i64>().ok().filter(|millis| (0..1 << 45).contains(millis))?;
-    Some(ConversationCursor {
-        last_activity_at: Timestamp::from_millis(millis),
-        id: id.parse().ok()?,
-    })
 }

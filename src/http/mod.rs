@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONNECTION, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONNECTION, HeaderMap, HeaderValue, UPGRADE, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -119,9 +119,11 @@ pub async fn serve(
             // Dropped, which closes it: better than to run out of file descriptors.
             Ok(_) if server.is_full() => {}
             Ok((stream, peer)) => {
-                let sessions = &server.node.sessions;
                 let peer = peer.ip();
-                sessions.spawn(connection(server.clone(), stream, peer, door, stop.clone()));
+                // Dropped as well, where one address holds too many of them.
+                let Some(held) = Counted::new(server.clone(), peer) else { continue };
+                let serving = connection(held, stream, peer, door, stop.clone());
+                server.node.sessions.spawn(serving);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -132,29 +134,36 @@ pub async fn serve(
 }
 
 /// One of the connections, for as long as it is held.
-struct Counted(Arc<Server>);
+struct Counted {
+    server: Arc<Server>,
+    source: Option<IpAddr>,
+}
 
 impl Counted {
-    fn new(server: Arc<Server>) -> Self {
-        server.connections.fetch_add(1, Ordering::Relaxed);
-        Self(server)
+    fn new(server: Arc<Server>, peer: IpAddr) -> Option<Self> {
+        let source = server.node.rates.source(peer, &HeaderMap::new());
+        server.node.rates.enter(source).then(|| {
+            server.connections.fetch_add(1, Ordering::Relaxed);
+            Self { server, source }
+        })
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.server.connections.fetch_sub(1, Ordering::Relaxed);
+        self.server.node.rates.leave(self.source);
     }
 }
 
 async fn connection(
-    server: Arc<Server>,
+    held: Counted,
     stream: TcpStream,
     peer: IpAddr,
     door: Door,
     stop: CancellationToken,
 ) {
-    let _counted = Counted::new(server.clone());
+    let server = &held.server;
     // Events are small and wanted now.
     let _ = stream.set_nodelay(true);
     // An IPv4 client of an IPv6 listener is the IPv4 client the settings speak of.

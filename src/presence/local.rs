@@ -118,15 +118,15 @@ impl LocalPresence {
         self.0.node.subscribe()
     }
 
-    pub(super) fn register_many(
-        &self,
-        entries: Vec<(UserId, Entry)>,
-        joins: bool,
-    ) -> Result<Vec<Registered>> {
-        Ok(entries.into_iter().map(|(user, entry)| self.register(user, entry, joins)).collect())
+    pub(super) fn register(&self, user: UserId, entry: Entry) -> Result<Registered> {
+        Ok(self.put(user, entry, true))
     }
 
-    fn register(&self, user: UserId, mut entry: Entry, joins: bool) -> Registered {
+    pub(super) fn register_again(&self, entries: Vec<(UserId, Entry)>) -> Result<Vec<Registered>> {
+        Ok(entries.into_iter().map(|(user, entry)| self.put(user, entry, false)).collect())
+    }
+
+    fn put(&self, user: UserId, mut entry: Entry, joins: bool) -> Registered {
         entry.node = self.node_id();
         let mut shard = self.shard(user);
         let entries = shard.entry(user).or_insert_with(|| Vec::with_capacity(1));
@@ -160,21 +160,25 @@ impl LocalPresence {
 
     pub(super) fn remove_many(&self, sessions: Vec<(UserId, DeviceId, SessionId)>) {
         for (user, device, session) in sessions {
-            let mut shard = self.shard(user);
-            let Some(entries) = shard.get_mut(&user) else {
-                continue;
-            };
-            let before = entries.len();
-            entries.retain(|held| held.device != device || held.session != session);
-            if entries.len() == before {
-                continue;
-            }
-            if entries.is_empty() {
-                shard.remove(&user);
-            }
-            self.0.last_seen.insert(user, Timestamp::now());
-            self.0.unsaved.store(true, Ordering::Relaxed);
+            self.remove(user, device, session);
         }
+    }
+
+    pub(super) fn remove(&self, user: UserId, device: DeviceId, session: SessionId) {
+        let mut shard = self.shard(user);
+        let Some(entries) = shard.get_mut(&user) else {
+            return;
+        };
+        let before = entries.len();
+        entries.retain(|held| held.device != device || held.session != session);
+        if entries.len() == before {
+            return;
+        }
+        if entries.is_empty() {
+            shard.remove(&user);
+        }
+        self.0.last_seen.insert(user, Timestamp::now());
+        self.0.unsaved.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn status(&self, users: &[UserId]) -> Vec<Status> {

@@ -83,7 +83,7 @@ pub struct Registered {
     pub devices: usize,
 }
 
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum PresenceError {
     /// Retry later. What was to be written may have been; a new lease repairs that.
     #[error("presence cannot be reached: {0}")]
@@ -162,29 +162,18 @@ impl Presence {
     /// After an error the session may go on: it is registered again with the next lease, which is
     /// taken as soon as Redis answers.
     pub async fn register(&self, user: UserId, entry: Entry) -> Result<Registered> {
-        let mut all = forward!(self, register_many(vec![(user, entry)], true))?;
-        Ok(all.pop().expect("one answer per entry"))
+        forward!(self, register(user, entry))
     }
 
     /// Registers sessions again under a new lease: each yields to a younger session of its device.
     /// Answers in the order of the entries. After an error some of them may be registered.
     pub async fn register_again(&self, entries: Vec<(UserId, Entry)>) -> Result<Vec<Registered>> {
-        forward!(self, register_many(entries, false))
-    }
-
-    /// `gone` had replaced this session, and is none any more: it has its place again, as it was and
-    /// where it was, unless a younger one took it meanwhile.
-    pub async fn give_back(&self, user: UserId, gone: SessionId, live: Entry) -> Result<()> {
-        self.remove(user, &live.device, gone).await;
-        match self {
-            Self::Local(inner) => inner.register_many(vec![(user, live)], false).map(drop),
-            Self::Redis(inner) => inner.put_back(user, live).await,
-        }
+        forward!(self, register_again(entries))
     }
 
     /// Only if the device's entry is this session's. Records that the user was seen now.
     pub async fn remove(&self, user: UserId, device: &DeviceId, session: SessionId) {
-        self.remove_many(vec![(user, device.clone(), session)]).await;
+        forward!(self, remove(user, device.clone(), session));
     }
 
     pub async fn remove_many(&self, sessions: Vec<(UserId, DeviceId, SessionId)>) {

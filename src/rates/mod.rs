@@ -4,17 +4,16 @@
 //! Addresses of this machine and of trusted proxies are not limited: behind a proxy it is the
 //! client's own address that counts. Called by `http` and `ws` before anything is done.
 
+mod held;
 mod limiter;
 mod source;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::HeaderMap;
 
+use self::held::Held;
 use self::limiter::Limiter;
 use crate::config::RatesConfig;
 use crate::ids::UserId;
@@ -26,6 +25,8 @@ use crate::telemetry::metrics::Limited;
 /// Identities from one address that could not be proven, in a second. What is refused costs us a
 /// check of a signature, and tells someone who guesses how far he came.
 const FAILED_IDENTITIES: u32 = 5;
+/// Connections of one address that are not sockets: requests, and heads that are still to come.
+const MOST_CONNECTIONS: u32 = 96;
 /// Lists of users to be watched, from one user in a second: each is read from store and presence.
 const WATCHES: u32 = 2;
 /// Tokens that are to replace a socket's, from one user in a second: each signature is checked.
@@ -41,8 +42,9 @@ pub struct Rates {
     tokens: Limiter<UserId>,
     handshakes: Limiter<IpAddr>,
     identities: Limiter<IpAddr>,
-    /// Sockets by address; none is zero.
-    sockets: Mutex<HashMap<IpAddr, u32>>,
+    sockets: Held,
+    /// Connections that are not, or not yet, sockets.
+    connections: Held,
     metrics: Metrics,
 }
 
@@ -58,7 +60,8 @@ impl Rates {
             tokens: Limiter::new(TOKENS),
             handshakes: Limiter::new(config.handshakes_per_ip),
             identities: Limiter::new(FAILED_IDENTITIES),
-            sockets: Mutex::default(),
+            sockets: Held::new(config.connections_per_ip),
+            connections: Held::new(config.connections_per_ip.min(MOST_CONNECTIONS)),
             config,
             metrics,
         }
@@ -112,33 +115,31 @@ impl Rates {
 
     /// Counts a socket, which [`Self::disconnect`] takes back.
     pub fn connect(&self, source: Option<IpAddr>) -> Result<(), Problem> {
-        let most = self.config.connections_per_ip;
-        let Some(source) = source.filter(|_| most > 0) else { return Ok(()) };
-        let mut sockets = self.sockets();
-        let held = sockets.entry(source).or_insert(0);
-        if *held >= most {
-            drop(sockets);
-            self.metrics.rates.limited.of(Limited::Connections).increment(1);
-            let detail = "this address holds as many sockets as it may on this node";
-            return Err(Problem::new(Code::RateLimited, detail));
+        if self.sockets.take(source) {
+            return Ok(());
         }
-        *held += 1;
-        Ok(())
+        self.metrics.rates.limited.of(Limited::Connections).increment(1);
+        let detail = "this address holds as many sockets as it may on this node";
+        Err(Problem::new(Code::RateLimited, detail))
     }
 
     pub fn disconnect(&self, source: Option<IpAddr>) {
-        let Some(source) = source else { return };
-        if let Entry::Occupied(mut held) = self.sockets().entry(source) {
-            *held.get_mut() -= 1;
-            if *held.get() == 0 {
-                held.remove();
-            }
-        }
+        self.sockets.give_back(source);
     }
 
-    fn sockets(&self) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
-        // Nothing in here panics half-way through a change.
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Counts a connection of which no request is known yet, so that one address alone, which is
+    /// slow with its requests' heads, cannot hold all there are; [`Self::leave`] takes it back.
+    #[must_use]
+    pub fn enter(&self, source: Option<IpAddr>) -> bool {
+        let free = self.connections.take(source);
+        if !free {
+            self.metrics.rates.limited.of(Limited::Connections).increment(1);
+        }
+        free
+    }
+
+    pub fn leave(&self, source: Option<IpAddr>) {
+        self.connections.give_back(source);
     }
 
     fn judge(&self, limit: Limited, waits: Result<(), Duration>) -> Result<(), Problem> {
@@ -206,18 +207,16 @@ mod tests {
     }
 
     #[test]
-    fn sockets_of_an_address_are_counted_until_they_go() {
-        let rates = rates(0, 2);
+    fn sockets_and_connections_of_an_address_are_limited() {
         let source = Some("203.0.113.7".parse().unwrap());
-        rates.connect(source).unwrap();
-        rates.connect(source).unwrap();
-        assert_eq!(rates.connect(source).unwrap_err().code, Code::RateLimited);
-        rates.connect(Some("203.0.113.8".parse().unwrap())).unwrap();
-        rates.disconnect(source);
-        rates.connect(source).unwrap();
-        rates.disconnect(source);
-        rates.disconnect(source);
-        assert_eq!(rates.sockets().len(), 1, "nobody is remembered who holds none");
+        let few = rates(0, 2);
+        few.connect(source).unwrap();
+        few.connect(source).unwrap();
+        assert_eq!(few.connect(source).unwrap_err().code, Code::RateLimited);
+        let many = rates(0, 1_000);
+        assert!((0..MOST_CONNECTIONS).all(|_| many.enter(source)) && !many.enter(source));
+        many.leave(source);
+        assert!(many.enter(source));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::ids::{ConversationId, Seq, UserId};
 use crate::protocol::command::Sync;
 use crate::protocol::model::Conversation;
 use crate::protocol::sync::{SyncAnswer, SyncEntry, SyncStatus};
+use crate::sabotage::{self, Mutation};
 use crate::store::MEMBERS_SHOWN;
 use crate::store::types::{Head, Heads, LogPage, LogPart, PageWanted};
 
@@ -181,6 +182,9 @@ pub fn assemble(
             }
         };
         let Some(mut entry) = entry else { continue };
+        if sabotage::is_on(Mutation::CutPages) {
+            entry.messages.pop();
+        }
         let first = entries.is_empty();
         let Some(size) = fit(&mut entry, first, room, bytes.saturating_sub(used)) else {
             next_after = Some(before(entry.id));

@@ -1,5 +1,7 @@
 //! What goes into the store and what comes out of it; nothing here knows SQL.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
@@ -375,11 +377,33 @@ impl Anchor {
     }
 }
 
-/// Where a list of conversations goes on: after this one, in order of activity.
+/// Where a list of conversations goes on: after this one, in order of activity. As text
+/// `<milliseconds>.<id>`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConversationCursor {
     pub last_activity_at: Timestamp,
     pub id: ConversationId,
+}
+
+impl fmt::Display for ConversationCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.last_activity_at.millis(), self.id)
+    }
+}
+
+impl FromStr for ConversationCursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let (millis, id) = text.split_once('.').ok_or(())?;
+        let millis = millis.parse::<i64>().map_err(|_| ())?;
+        // Far from where a database's own times end.
+        if !(0..1 << 45).contains(&millis) {
+            return Err(());
+        }
+        let last_activity_at = Timestamp::from_millis(millis);
+        Ok(Self { last_activity_at, id: id.parse().map_err(|_| ())? })
+    }
 }
 
 /// Whose conversations a sync looks at, and those of which range of ids.

@@ -22,6 +22,7 @@ use crate::offline::{Offline, Reason, Recipient, Record};
 use crate::presence::{Presence, Status};
 use crate::protocol::event;
 use crate::protocol::model::{ChangeKind, Conversation, Message};
+use crate::sabotage::{self, Mutation};
 use crate::store::types::{Changed, MemberState, Members, Proof, Run};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
@@ -74,6 +75,9 @@ impl Event {
     }
 
     fn is_seen_by(&self, member: &MemberState) -> bool {
+        if sabotage::is_on(Mutation::TellLeavers) {
+            return true;
+        }
         match self {
             Self::Message { message, .. } => member.sees_change_of(message.seq, self.seq()),
             Self::Conversation(changed) => member.sees(changed.seq),
@@ -162,9 +166,8 @@ impl Dispatcher {
     /// Returns the conversations whose members, or whose state, could not be read.
     pub async fn dispatch(self: &Arc<Self>, events: &[Event]) -> HashSet<ConversationId> {
         let (members_of, mut missed) = self.members_of(events).await;
-        let mut publishes: Vec<(UserId, Bytes)> = Vec::new();
-        // Which event each publish is of.
-        let mut of = Vec::new();
+        // For whom, of which event, what.
+        let mut publishes: Vec<(UserId, usize, Bytes)> = Vec::new();
         for (at, event) in events.iter().enumerate() {
             let Some(members) = members_of.get(&event.conversation_id()) else { continue };
             let encoded = match self.encode(event).await {
@@ -181,10 +184,13 @@ impl Dispatcher {
                     Some(_) => encoded.for_leavers.as_ref().unwrap_or(&encoded.for_members),
                     None => &encoded.for_members,
                 };
-                publishes.push((member.user_id, bytes.clone()));
-                of.push(at);
+                publishes.push((member.user_id, at, bytes.clone()));
             }
         }
+        // What one user is to get stands together, in its order: his sockets then write it at once.
+        publishes.sort_unstable_by_key(|(user, at, _)| (*user, *at));
+        let (publishes, of): (Vec<_>, Vec<_>) =
+            publishes.into_iter().map(|(user, at, bytes)| ((user, bytes), at)).unzip();
         let started = Instant::now();
         let receivers = self.bus.publish(&publishes).await;
         self.metrics.dispatch.publish.record(started.elapsed());

@@ -19,6 +19,7 @@ use crate::ids::OutboxId;
 use crate::protocol::code::Code;
 use crate::protocol::model::{ChangeKind, Message};
 use crate::protocol::problem::Problem;
+use crate::sabotage::{self, Mutation};
 use crate::store::types::{
     AmendOutcome, Change, ChangeOutcome, NewMessage, OutboxLease, SendOutcome, Stored,
 };
@@ -131,6 +132,10 @@ impl Lane {
                 SendOutcome::Duplicate(first) if first.id == message.id => {
                     (Arc::from(first), i64::MAX)
                 }
+                SendOutcome::Duplicate(_) if sabotage::is_on(Mutation::RefuseRepeats) => {
+                    reply(Err(Problem::new(Code::Conflict, "sent before")));
+                    continue;
+                }
                 SendOutcome::Duplicate(first) => {
                     self.metrics.sends.repeated.increment(1);
                     reply(Ok(Sent::Repeated(Arc::from(first))));
@@ -167,6 +172,11 @@ impl Lane {
         loop {
             let error = match self.writer.send(messages, outbox).await {
                 Ok(outcomes) => return Ok(outcomes),
+                Err(_) if sabotage::is_on(Mutation::AckUncommitted) => {
+                    let created_at = Timestamp::now();
+                    let stored = Stored { seq: 1, created_at, members_version: 0 };
+                    return Ok(vec![SendOutcome::Stored(stored); messages.len()]);
+                }
                 Err(error) => error,
             };
             match &error {

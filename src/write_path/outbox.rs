@@ -13,6 +13,7 @@ use super::dispatcher::{Dispatcher, Event};
 use crate::clock::Timestamp;
 use crate::ids::{MessageId, OutboxId};
 use crate::protocol::model::ChangeKind;
+use crate::sabotage::{self, Mutation};
 use crate::store::StoreError;
 use crate::store::types::{Changed, OutboxRow};
 
@@ -116,6 +117,9 @@ async fn sample(dispatcher: &Dispatcher) {
 }
 
 async fn take_over(dispatcher: &Arc<Dispatcher>, lease: Duration) -> Result<usize, StoreError> {
+    if sabotage::is_on(Mutation::LeaveOutbox) {
+        return Ok(0);
+    }
     let rows = dispatcher.store.claim_outbox(CLAIM, lease).await?;
     if rows.is_empty() {
         return Ok(0);

@@ -16,10 +16,13 @@ use super::receipts::Receipts;
 use crate::config::DeliveryConfig;
 use crate::ids::{ConversationId, UserId};
 use crate::protocol::model::ReceiptKind;
+use crate::sabotage::{self, Mutation};
 use crate::store::types::{Moved, Proof, Run, Settled};
 use crate::telemetry::Metrics;
 
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// In groups so large that nobody is told of receipts.
+const FLUSH_LARGE_EVERY: Duration = Duration::from_secs(1);
 /// Runs in one statement.
 const RUNS: usize = 1_000;
 /// Members with unsettled runs held at most; beyond, new ones are left to Reconcile.
@@ -54,7 +57,10 @@ impl Proofs {
     }
 
     /// Never waits.
-    pub fn add(&self, run: Run) {
+    pub fn add(&self, mut run: Run) {
+        if sabotage::is_on(Mutation::SettlePastGap) {
+            run.lo = 1;
+        }
         let mut pending = self.lock();
         let full = pending.len() >= MAX_MEMBERS;
         match pending.entry((run.conversation_id, run.user_id)) {
@@ -88,23 +94,36 @@ impl Proofs {
     ) {
         let mut ticks = tokio::time::interval(FLUSH_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let most = config.receipts_max_members as usize;
+        // Well within the grace, after which they would be taken for laggards.
+        let mut large = Large::new(most, FLUSH_LARGE_EVERY.min(config.settle_grace / 4));
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => {}
                 _ = ticks.tick() => {}
             }
-            self.flush(&receipts, &config).await;
+            let (members, back) = large.part(self.take(), Instant::now());
+            self.flush(members, back, &receipts, &config).await;
         }
-        while self.flush(&receipts, &config).await > 0 {}
+        while self.flush(self.take(), Vec::new(), &receipts, &config).await > 0 {}
     }
 
-    /// Offers all that is pending once. Returns how many runs moved.
-    async fn flush(&self, receipts: &Receipts, config: &DeliveryConfig) -> usize {
+    /// All that is pending, in the order in which rows are locked, here and on every other node.
+    fn take(&self) -> Vec<(Key, Vec<Pending>)> {
         let mut members: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
-        // The order in which rows are locked, here and on every other node.
         members.sort_unstable_by_key(|(key, _)| *key);
+        members
+    }
+
+    /// Offers these once, and puts back what waits. Returns how many runs moved.
+    async fn flush(
+        &self,
+        members: Vec<(Key, Vec<Pending>)>,
+        mut back: Vec<Pending>,
+        receipts: &Receipts,
+        config: &DeliveryConfig,
+    ) -> usize {
         let mut moved = 0;
-        let mut back = Vec::new();
         let mut members = members.into_iter().peekable();
         while members.peek().is_some() {
             let mut offered = Vec::new();
@@ -160,6 +179,45 @@ impl Proofs {
             }
         }
         pending.retain(|_, runs| !runs.is_empty());
+    }
+}
+
+/// The groups of which more members are proven at a time than are told of receipts, and when they were
+/// written last: what is written seldom costs a row for each member as seldom.
+struct Large {
+    most: usize,
+    every: Duration,
+    written: HashMap<ConversationId, Instant>,
+}
+
+impl Large {
+    fn new(most: usize, every: Duration) -> Self {
+        Self { most, every, written: HashMap::new() }
+    }
+
+    /// Leaves out what is not due yet. The members are in order of their conversations.
+    fn part(
+        &mut self,
+        members: Vec<(Key, Vec<Pending>)>,
+        now: Instant,
+    ) -> (Vec<(Key, Vec<Pending>)>, Vec<Pending>) {
+        self.written.retain(|_, written| now - *written < self.every);
+        let (mut due, mut back) = (Vec::with_capacity(members.len()), Vec::new());
+        let mut members = members.into_iter().peekable();
+        while let Some(((id, _), _)) = members.peek() {
+            let id = *id;
+            let first = due.len();
+            let of_this = std::iter::from_fn(|| members.next_if(|((other, _), _)| *other == id));
+            if self.written.contains_key(&id) {
+                back.extend(of_this.flat_map(|(_, runs)| runs));
+                continue;
+            }
+            due.extend(of_this);
+            if due.len() - first > self.most {
+                self.written.insert(id, now);
+            }
+        }
+        (due, back)
     }
 }
 
@@ -248,6 +306,26 @@ mod tests {
             proofs.add(Run { proof: Proof::Ack, ..run(1, hi) });
         }
         assert!(proofs.lock().values().all(|runs| runs.len() <= MAX_ACKS));
+    }
+
+    #[test]
+    fn what_many_of_one_group_proved_is_written_seldom() {
+        let mut large = Large::new(2, Duration::from_secs(1));
+        let of = |conversation: u128, members: u128| {
+            let conversation_id = ConversationId(uuid::Uuid::from_u128(conversation));
+            let pending = || vec![Pending { run: run(1, 1), since: Instant::now() }];
+            let user = |user| UserId(uuid::Uuid::from_u128(user));
+            (0..members).map(|n| ((conversation_id, user(n)), pending())).collect::<Vec<_>>()
+        };
+        let start = Instant::now();
+        let mut parted = |after| {
+            let members = [of(1, 3), of(2, 2)].concat();
+            let (due, back) = large.part(members, start + Duration::from_millis(after));
+            (due.len(), back.len())
+        };
+        assert_eq!(parted(0), (5, 0), "the first time at once");
+        assert_eq!(parted(999), (2, 3), "the small one goes on");
+        assert_eq!(parted(1_000), (5, 0));
     }
 
     #[tokio::test]

@@ -58,6 +58,7 @@ pub struct Session {
     platform: Option<Box<str>>,
     app_version: Option<Box<str>>,
     since: Timestamp,
+    /// When the client asked for it.
     pub opened: Instant,
     /// Milliseconds from `opened` until something was last read.
     heard: AtomicU64,
@@ -190,14 +191,15 @@ impl Session {
         self.queue.end(CloseCode::Restart);
     }
 
-    /// The ping that asks whether the client has these frames, to be written behind them. None if
-    /// there is nothing to prove, one is under way, or the client proves by `ack`.
-    pub fn ask_for_proof(&self, items: &VecDeque<Item>) -> Option<Item> {
+    /// Puts a ping behind these frames, which asks whether the client has them. Not if there is
+    /// nothing to prove, one is under way, or the client proves by `ack`.
+    pub fn ask_for_proof(&self, items: &mut VecDeque<Item>) -> bool {
         if self.acks {
-            return None;
+            return false;
         }
-        let number = self.barrier.enter(items.iter().flat_map(Item::places).copied())?;
-        Some(ping(number))
+        let number = self.barrier.enter(items.iter().flat_map(Item::places).copied());
+        items.extend(number.map(ping));
+        number.is_some()
     }
 
     /// A pong arrived: what it proves goes to the proofs.

@@ -14,6 +14,7 @@ use crate::bus::{Classic, Envelope, Inbox, Order};
 use crate::ids::{DeviceId, SessionId, UserId};
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Event;
+use crate::sabotage::{self, Mutation};
 use crate::telemetry::Metrics;
 
 use super::handle::Session;
@@ -143,6 +144,7 @@ impl Inbox for Hub {
         if let crate::bus::Class::Control = head.class {
             match envelope.as_order() {
                 Some(Order::Replace(session)) => self.end(user, session, CloseCode::Replaced),
+                Some(Order::ComeAgain(session)) => self.end(user, session, CloseCode::Resync),
                 Some(Order::Disconnect(device)) => {
                     self.end_all(user, device.as_ref(), CloseCode::Forbidden);
                 }
@@ -183,6 +185,9 @@ impl Inbox for Hub {
 
     /// Events may have been lost: everyone reads again what they missed.
     fn on_gap(&self) {
+        if sabotage::is_on(Mutation::DropResync) {
+            return;
+        }
         self.gap.notify_one();
     }
 }

@@ -1,11 +1,12 @@
 //! One socket's life, and the sockets of this node.
 //!
-//! `upgrade` lets a socket in, `session` runs it by a `reader` and a `writer` in one task, `handle`
+//! `upgrade` lets a socket in, `session` runs it by a `reader` (`frames` are what it reads) and a `writer` in one task, `handle`
 //! is what others hold of it, `hub` finds the sessions of a user, `outbound` bounds what waits for each, `barrier` proves
 //! what was written, `heartbeat` is the one timer of all, `watch` tells who comes and goes. An idle socket holds its task, its handle and no buffer.
 
 pub mod barrier;
 pub mod commands;
+pub mod frames;
 pub mod handle;
 pub mod heartbeat;
 pub mod hub;
@@ -42,9 +43,8 @@ use hub::Hub;
 use outbound::Bounds;
 use watch::Watch;
 
-/// See [`Node::presence_turns`]. A few for each of the presence's connections: who has his turn waits
-/// for one of these against the clock, and what runs out of time is asked for again by its client.
-pub const PRESENCE_TURNS: usize = 64;
+/// See [`Node::presence_turns`].
+pub const PRESENCE_TURNS: usize = 512;
 
 /// The handles a session or a request needs; made once by `app`.
 pub struct Node {
@@ -68,8 +68,8 @@ pub struct Node {
     pub sessions: TaskTracker,
     /// Set when this node takes no new sockets and requests any more.
     pub stopping: CancellationToken,
-    /// Sessions that may be registering or leaving at a time. The rest of a storm waits for its turn
-    /// in little memory; the presence's own requests are large.
+    /// Sessions that may be registering or leaving at a time. Whose client has gone again while it
+    /// waited for its turn does not register at all.
     pub presence_turns: Semaphore,
     /// Sockets that are open or being opened, against `MAX_CONNECTIONS`.
     pub sockets: AtomicUsize,

@@ -5,12 +5,14 @@
 //! writer alone. Frames count until they are written, not until they are taken.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
 use fastwebsockets::OpCode;
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, Seq};
@@ -104,7 +106,8 @@ pub struct Taken {
 #[derive(Debug)]
 pub struct Outbound {
     state: Mutex<State>,
-    wake: Notify,
+    /// Of the session's task; the writer alone waits here.
+    waker: AtomicWaker,
     bounds: Bounds,
     /// A classic client knows no `resync`: it is closed instead.
     classic: bool,
@@ -154,7 +157,7 @@ fn size(item: &Item) -> u32 {
 
 impl Outbound {
     pub fn new(bounds: Bounds, classic: bool) -> Self {
-        Self { state: Mutex::default(), wake: Notify::new(), bounds, classic }
+        Self { state: Mutex::default(), waker: AtomicWaker::new(), bounds, classic }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -175,7 +178,7 @@ impl Outbound {
         // Released before the writer wakes, or it would run into the lock.
         drop(state);
         if matches!(pushed, Pushed::Queued | Pushed::Resync | Pushed::Overflow) {
-            self.wake.notify_one();
+            self.waker.wake();
         }
         pushed
     }
@@ -227,13 +230,13 @@ impl Outbound {
         state.bytes = state.bytes.saturating_add(size(&item));
         state.queue.push_front(item);
         drop(state);
-        self.wake.notify_one();
+        self.waker.wake();
     }
 
     /// Ends the session once all that waits is written. The first reason stands.
     pub fn end(&self, code: CloseCode) {
         self.state().end.get_or_insert(code);
-        self.wake.notify_one();
+        self.waker.wake();
     }
 
     /// Ends a session that never began: what was queued for it is not written.
@@ -242,7 +245,7 @@ impl Outbound {
         state.retain(|_| false);
         state.end.get_or_insert(code);
         drop(state);
-        self.wake.notify_one();
+        self.waker.wake();
     }
 
     pub fn ended(&self) -> Option<CloseCode> {
@@ -251,26 +254,29 @@ impl Outbound {
 
     /// Waits for something to write. Cancel safe; called by the writer alone.
     pub async fn take(&self) -> Taken {
-        loop {
-            {
-                let mut state = self.state();
-                if !state.queue.is_empty() || state.end.is_some() {
-                    state.resync = false;
-                    // Taken whole, so that an idle session keeps no buffer.
-                    return Taken { items: std::mem::take(&mut state.queue), end: state.end };
-                }
-            }
-            self.wake.notified().await;
-        }
+        self.wait_for(|state| {
+            let something = !state.queue.is_empty() || state.end.is_some();
+            something.then(|| {
+                state.resync = false;
+                // Taken whole, so that an idle session keeps no buffer.
+                Taken { items: std::mem::take(&mut state.queue), end: state.end }
+            })
+        })
+        .await
     }
 
     /// Resolves when the session is to end. Cancel safe; called by the writer alone.
     pub async fn ending(&self) {
-        while self.ended().is_none() {
-            // What this wakes for otherwise is seen by the next `take`, which looks before it
-            // waits.
-            self.wake.notified().await;
-        }
+        self.wait_for(|state| state.end.map(drop)).await;
+    }
+
+    async fn wait_for<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
+        poll_fn(|cx| {
+            // Registered before it looks: what changes after the look wakes.
+            self.waker.register(cx.waker());
+            look(&mut self.state()).map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     /// Makes room again for what [`Self::take`] gave; returns what commands had reserved for it.

@@ -13,9 +13,8 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
-use super::handle::{Opening, Session};
+use super::handle::Session;
 use super::outbound::{Class, Item};
 use super::{Node, reader, writer};
 use crate::bus::{Envelope, Order};
@@ -27,40 +26,43 @@ use crate::protocol::event::{Event, Hello};
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs a socket from its upgrade to its end. `early` is what the client sent behind the handshake.
-/// `asked` is when it was asked for.
-pub async fn run(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn holds its arguments twice, for as long as it runs"
+)]
+pub fn run(
     node: Arc<Node>,
+    session: Arc<Session>,
     mut stream: TcpStream,
     early: Bytes,
-    opening: Opening,
-    asked: Instant,
-) {
-    let session = Arc::new(Session::new(opening, node.queue_bounds(), node.metrics.clone()));
-    node.metrics.sockets.opened.increment(1);
-    node.metrics.sockets.open.increment(1.0);
-    // Boxed: what joining and leaving need is not to be held by an idle socket.
-    let subscribed = match Box::pin(join(&node, &session, &stream)).await {
-        Ok(()) => {
-            node.metrics.sockets.handshake.record(asked.elapsed());
-            true
+) -> impl Future<Output = ()> + Send {
+    async move {
+        node.metrics.sockets.opened.increment(1);
+        node.metrics.sockets.open.increment(1.0);
+        // Boxed: what joining and leaving need is not to be held by an idle socket.
+        let subscribed = match Box::pin(join(&node, &session, &stream)).await {
+            Ok(()) => {
+                node.metrics.sockets.handshake.record(session.opened.elapsed());
+                true
+            }
+            Err(refused) => {
+                session.queue.refuse(refused.code);
+                refused.subscribed
+            }
+        };
+        let (read_half, write_half) = stream.split();
+        let reader = std::pin::pin!(reader::run(read_half, early, &session, &node));
+        let writer = std::pin::pin!(writer::run(write_half, &session, &node));
+        match select(reader, writer).await {
+            Either::Left((code, writer)) => {
+                session.queue.end(code);
+                let _ = Box::pin(tokio::time::timeout(CLOSE_TIMEOUT, writer)).await;
+            }
+            // The writer's end ends the session; its reason stands in the queue.
+            Either::Right(((), _)) => {}
         }
-        Err(refused) => {
-            session.queue.refuse(refused.code);
-            refused.subscribed
-        }
-    };
-    let (read_half, write_half) = stream.split();
-    let reader = std::pin::pin!(reader::run(read_half, early, &session, &node));
-    let writer = std::pin::pin!(writer::run(write_half, &session, &node));
-    match select(reader, writer).await {
-        Either::Left((code, writer)) => {
-            session.queue.end(code);
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, writer).await;
-        }
-        // The writer's end ends the session; its reason stands in the queue.
-        Either::Right(((), _)) => {}
+        Box::pin(leave(&node, &session, subscribed)).await;
     }
-    Box::pin(leave(&node, &session, subscribed)).await;
 }
 
 /// Why a session could not join.
@@ -95,7 +97,7 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
     if is_gone(stream) {
         return Err(refuse(CloseCode::Lost));
     }
-    let registered = Box::pin(node.presence.register(session.user_id, entry)).await;
+    let registered = node.presence.register(session.user_id, entry).await;
     drop(turn);
     let registered = registered.map_err(|error| {
         tracing::warn!(session.id = %session.id, %error, "a session found no presence");
@@ -105,22 +107,12 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
         // Replaced in the meantime, and perhaps registered after the younger one: put that right.
         if let Some(younger) = node.hub.of_device(session.user_id, &session.device_id) {
             let entry = younger.entry(node.presence.node_id());
-            let again = Box::pin(node.presence.register(session.user_id, entry)).await;
+            let again = node.presence.register(session.user_id, entry).await;
             if let Err(error) = again {
                 tracing::warn!(session.id = %younger.id, %error, "not registered again");
             }
         }
         return Err(refuse(code));
-    }
-    // Gone while it was registered: the one that it has replaced is perhaps where its client is now.
-    if is_gone(stream) {
-        if let Some(live) = registered.replaced.filter(|replaced| replaced.session != session.id) {
-            let back = Box::pin(node.presence.give_back(session.user_id, session.id, live)).await;
-            if let Err(error) = back {
-                tracing::warn!(session.id = %session.id, %error, "its device's place is not given back");
-            }
-        }
-        return Err(refuse(CloseCode::Lost));
     }
     if registered.younger {
         return Err(refuse(CloseCode::Replaced));
@@ -132,8 +124,11 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
         node.watch.came_or_went(session.user_id);
     }
     if let Some(replaced) = registered.replaced.filter(|replaced| replaced.session != session.id) {
+        // Our client may have left while we registered, and what we replaced be where he came back:
+        // that one is not to be shut out, but to take its place again.
+        let order = if is_gone(stream) { Order::ComeAgain } else { Order::Replace };
         // It may live on another node: the user's channel finds it.
-        let envelope = Envelope::order(session.user_id, Order::Replace(replaced.session));
+        let envelope = Envelope::order(session.user_id, order(replaced.session));
         node.bus.publish(&[(session.user_id, envelope.encode())]).await;
     }
     let hello = Event::Hello(Hello {
@@ -172,7 +167,7 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
         node.write_path.hasten(session.user_id);
     }
     let turn = node.presence_turns.acquire().await;
-    Box::pin(node.presence.remove(session.user_id, &session.device_id, session.id)).await;
+    node.presence.remove(session.user_id, &session.device_id, session.id).await;
     drop(turn);
     if !node.hub.has_any_of(session.user_id) {
         node.watch.came_or_went(session.user_id);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use fastwebsockets::upgrade::UpgradeFut;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
@@ -13,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::Node;
-use super::handle::Opening;
+use super::handle::{Opening, Session};
 use super::session;
 use crate::auth::Handshake;
 use crate::protocol::code::Code;
@@ -49,27 +50,31 @@ pub async fn upgrade(
     let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request).map_err(|error| {
         Problem::new(Code::Malformed, format!("no WebSocket handshake: {error}"))
     })?;
-    let asked = tokio::time::Instant::now();
+    let session = Arc::new(Session::new(opening, node.queue_bounds(), node.metrics.clone()));
     node.sessions.spawn(async move {
-        let upgraded = tokio::time::timeout(UPGRADE_TIMEOUT, upgraded).await;
-        // The client went away between its request and our answer.
-        let Ok(Ok(socket)) = upgraded else { return };
-        let upgraded = socket.into_inner().into_inner();
-        let parts = match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => parts,
-            Err(_) => unreachable!("every connection is served on a TCP stream"),
-        };
-        let stream = parts.io.into_inner();
-        // Copied, mostly nothing: the original holds hyper's whole buffer.
-        let early = Bytes::copy_from_slice(&parts.read_buf);
-        drop(parts.read_buf);
-        session::run(place.node.clone(), stream, early, opening, asked).await;
+        // Boxed: an open socket is not to hold what the upgrade needs.
+        if let Some((stream, early)) = Box::pin(bare(upgraded)).await {
+            session::run(place.node.clone(), session, stream, early).await;
+        }
     });
     let (mut head, _) = response.into_parts();
     if full {
         head.headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     Ok(Response::from_parts(head, Full::default()))
+}
+
+/// The TCP stream by itself, and what was read of it already; None if the client went away between
+/// its request and our answer.
+async fn bare(upgraded: UpgradeFut) -> Option<(TcpStream, Bytes)> {
+    let socket = tokio::time::timeout(UPGRADE_TIMEOUT, upgraded).await.ok()?.ok()?;
+    let upgraded = socket.into_inner().into_inner();
+    let parts = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => parts,
+        Err(_) => unreachable!("every connection is served on a TCP stream"),
+    };
+    // Copied, mostly nothing: the original holds hyper's whole buffer.
+    Some((parts.io.into_inner(), Bytes::copy_from_slice(&parts.read_buf)))
 }
 
 /// One of the `MAX_CONNECTIONS`, and of those of its address; given back when dropped.

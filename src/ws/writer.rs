@@ -13,6 +13,7 @@ use super::handle::Session;
 use super::outbound::{Class, Item};
 use crate::clock::Timestamp;
 use crate::protocol::code::CloseCode;
+use crate::sabotage::{self, Mutation};
 use crate::telemetry::metrics::{Direction, Stage};
 
 /// Frames in one system call; two slices each, far below the kernel's limit of 1,024.
@@ -28,14 +29,24 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
     loop {
         let mut taken = session.queue.take().await;
-        let ping = session.ask_for_proof(&taken.items);
-        let asks = ping.is_some();
-        taken.items.extend(ping);
-        // Boxed: an idle session is not to hold what a write needs.
-        if Box::pin(write(&mut half, &taken.items, session, node)).await.is_err() {
+        let asks = session.ask_for_proof(&mut taken.items);
+        if sabotage::is_on(Mutation::ProveAtWrite)
+            && let Some(ping) = taken.items.back().filter(|_| asks)
+        {
+            session.on_pong(&ping.bytes, &node.write_path.proofs);
+        }
+        let mut progress = Progress::default();
+        let mut written = progress.advance(&half, &taken.items);
+        if matches!(written, Ok(false)) {
+            // Boxed: an idle session is not to hold what a full socket needs.
+            let rest = write_rest(&mut half, &taken.items, &mut progress, session);
+            written = Box::pin(rest).await.map(|()| true);
+        }
+        if written.is_err() {
             session.queue.end(CloseCode::Lost);
             return;
         }
+        progress.count(node);
         if asks {
             taken.items.pop_back();
         }
@@ -49,34 +60,24 @@ pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
     }
 }
 
-async fn write(
+/// As the client makes room.
+async fn write_rest(
     half: &mut WriteHalf<'_>,
     items: &VecDeque<Item>,
+    progress: &mut Progress,
     session: &Session,
-    node: &Node,
 ) -> io::Result<()> {
-    let mut progress = Progress::default();
     let mut deadline = None;
-    loop {
-        match progress.try_write(half, items) {
-            Ok(()) if progress.item == items.len() => break,
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let patience = deadline.unwrap_or_else(|| Instant::now() + STALL);
-                tokio::select! {
-                    ready = tokio::time::timeout_at(patience, half.writable()) => ready??,
-                    // Who does not read cannot hold up the end.
-                    () = session.queue.ending(), if deadline.is_none() => {
-                        deadline = Some(Instant::now() + LAST_WRITES);
-                    }
-                }
+    while !progress.advance(half, items)? {
+        let patience = deadline.unwrap_or_else(|| Instant::now() + STALL);
+        tokio::select! {
+            ready = tokio::time::timeout_at(patience, half.writable()) => ready??,
+            // Who does not read cannot hold up the end.
+            () = session.queue.ending(), if deadline.is_none() => {
+                deadline = Some(Instant::now() + LAST_WRITES);
             }
-            Err(error) => return Err(error),
         }
     }
-    let sockets = &node.metrics.sockets;
-    sockets.frames.of(Direction::Out).increment(items.len() as u64);
-    sockets.bytes.of(Direction::Out).increment(progress.written);
     Ok(())
 }
 
@@ -90,6 +91,25 @@ struct Progress {
 }
 
 impl Progress {
+    /// As far as the kernel takes it; true if all is out.
+    fn advance(&mut self, half: &WriteHalf<'_>, items: &VecDeque<Item>) -> io::Result<bool> {
+        while self.item < items.len() {
+            match self.try_write(half, items) {
+                Ok(()) => {}
+                // The try has cleared the readiness.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn count(&self, node: &Node) {
+        let sockets = &node.metrics.sockets;
+        sockets.frames.of(Direction::Out).increment(self.item as u64);
+        sockets.bytes.of(Direction::Out).increment(self.written);
+    }
+
     /// One system call. Not async, so that its arrays live on the stack only.
     fn try_write(&mut self, half: &WriteHalf<'_>, items: &VecDeque<Item>) -> io::Result<()> {
         let mut heads = [[0u8; MAX_HEAD]; FRAMES_PER_WRITE];
@@ -109,9 +129,6 @@ impl Progress {
                 slices[filled] = IoSlice::new(&part[skipped..]);
                 filled += 1;
             }
-        }
-        if filled == 0 {
-            return Ok(());
         }
         let mut written = half.try_write_vectored(&slices[..filled])?;
         if written == 0 {
@@ -150,7 +167,9 @@ async fn close(half: &mut WriteHalf<'_>, code: CloseCode, session: &Session, nod
     let mut payload = code.number().to_be_bytes().to_vec();
     payload.extend_from_slice(code.reason().as_bytes());
     let frame = VecDeque::from([Item::control(OpCode::Close, payload.into())]);
-    if write(half, &frame, session, node).await.is_ok() {
+    let mut progress = Progress::default();
+    if write_rest(half, &frame, &mut progress, session).await.is_ok() {
+        progress.count(node);
         let _ = half.shutdown().await;
         let drained = async {
             let stream: &tokio::net::TcpStream = half.as_ref();

@@ -24,6 +24,7 @@ scenarios! {
     a_fast_dialogue_leaves_nobody_behind,
     many_messages_for_one_who_is_absent_are_all_handed_over,
     one_without_a_device_who_is_no_member_any_more_is_not_told,
+    a_message_that_reaches_a_node_without_its_user_is_handed_over,
     what_a_dead_node_left_in_the_outbox_is_delivered,
     what_a_dead_node_left_of_a_change_is_published,
     a_device_that_lacks_many_is_helped_in_its_own_way ["OFFLINE_AFTER" = "60s"],
@@ -100,6 +101,22 @@ async fn one_without_a_device_is_handed_over_and_nobody_else(cluster: &Cluster) 
     let ids: BTreeSet<_> =
         handed.records.iter().map(|r| r["headers"]["ce_id"].to_string()).collect();
     assert_eq!(ids.len(), handed.records.len(), "in a healthy case nothing is told twice");
+}
+
+/// A node may still be subscribed for one who has just left: then a receiver is counted, and nobody
+/// received.
+async fn a_message_that_reaches_a_node_without_its_user_is_handed_over(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let conversation = cluster.group(0, alice, &[bob]).await;
+    cluster.absence_is_certain().await;
+    let bus = &cluster.node(1).bus;
+    bus.subscribe(UserId(bob)).await.unwrap();
+    let mut handed = Handed::over(&cluster.ground);
+    let sent = cluster.send(0, alice, conversation, "are you still there?").await;
+    let record = handed.record_for(&sent, bob).await;
+    assert_eq!(record["value"]["reason"], "absent");
+    bus.unsubscribe(UserId(bob));
+    cluster.settled().await;
 }
 
 async fn mentions_and_mutes_are_told(cluster: &Cluster) {

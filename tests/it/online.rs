@@ -1,6 +1,8 @@
 //! Who is online, as others see it, and what one device may do.
 
 use serde_json::{Value, json};
+use tidings::bus::{Envelope, Order};
+use tidings::ids::UserId;
 use tidings::ws::PRESENCE_TURNS;
 use uuid::Uuid;
 
@@ -21,6 +23,7 @@ cluster_scenarios! {
     one_whose_node_was_killed_is_offline_after_its_lease,
     one_whose_node_stands_still_is_offline_after_its_lease_and_comes_back,
     a_connection_that_was_given_up_replaces_nobody,
+    who_lost_his_place_to_a_connection_that_was_given_up_comes_again,
 }
 
 /// One user as another one sees him; Null if he is left out.
@@ -216,4 +219,16 @@ async fn a_connection_that_was_given_up_replaces_nobody(cluster: &Cluster) {
     drop(busy);
     until("the other is gone", async || hub.sessions().is_empty().then_some(())).await;
     here.drain().await;
+}
+
+/// It registered after the live one, and its client had left before: seen when nodes were drained.
+async fn who_lost_his_place_to_a_connection_that_was_given_up_comes_again(cluster: &Cluster) {
+    let alice = user();
+    let mut here = cluster.connect(1, alice).await;
+    let sessions = cluster.node(1).hub.sessions();
+    let session = sessions.iter().find(|session| session.user_id.0 == alice).expect("his").id;
+    let order = Envelope::order(UserId(alice), Order::ComeAgain(session));
+    cluster.node(0).bus.publish(&[(UserId(alice), order.encode())]).await;
+    assert_eq!(here.closed().await.0, 4003);
+    cluster.connect(1, alice).await;
 }

@@ -241,30 +241,6 @@ async fn many_are_answered_in_their_order() {
     .await;
 }
 
-/// A client gave a connection up that was being let in, and was back elsewhere before: what was left
-/// of the first must not take its place.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_gone_gives_the_place_back_that_it_took() {
-    let Some(redis) = shared() else { return };
-    let (here, there) = (Node::on(&redis).await.certain().await, Node::on(&redis).await);
-    let (user, live, gone) = (user(), entry("phone", 1), entry("phone", 0));
-    there.register(user, &live).await;
-    let taken = here.register(user, &gone).await.replaced.unwrap();
-    here.presence.give_back(user, gone.session, taken).await.unwrap();
-    let online = here.online(user).await;
-    let expected = (live.session, there.presence.node_id());
-    assert_eq!((online.len(), (online[0].session, online[0].node)), (1, expected));
-    assert!(!there.register_again(user, &live).await.younger, "it is registered again as before");
-
-    let taken = here.register(user, &gone).await.replaced.unwrap();
-    let younger = entry("phone", 2);
-    here.register(user, &younger).await;
-    here.presence.give_back(user, gone.session, taken).await.unwrap();
-    assert_eq!(here.online(user).await[0].session, younger.session);
-    here.stop().await;
-    there.stop().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_nodes_sessions_are_void_when_its_lease_runs_out() {
     let Some(redis) = shared() else { return };

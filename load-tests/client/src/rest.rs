@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::key::Key;
 use crate::target::Target;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -20,6 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 pub struct Rest {
     requests: SendRequest<Full<Bytes>>,
     host: String,
+    key: Option<Key>,
     /// hyper's half of the connection; ends with us.
     _connection: JoinSet<()>,
 }
@@ -43,7 +45,8 @@ impl Rest {
             // How it ended shows in the request that was under way.
             let _: Result<(), hyper::Error> = connection.await;
         });
-        Ok(Self { requests, host: target.host.clone(), _connection: tasks })
+        let (host, key) = (target.host.clone(), target.key.clone());
+        Ok(Self { requests, host, key, _connection: tasks })
     }
 
     pub async fn create_direct(&mut self, owner: Uuid, other: Uuid) -> anyhow::Result<Created> {
@@ -69,7 +72,37 @@ impl Rest {
         Ok(Created { id, last_seq })
     }
 
-    async fn post(&mut self, path: &str, user: Uuid, body: &Value) -> anyhow::Result<Value> {
+    pub async fn send_text(
+        &mut self,
+        user: Uuid,
+        conversation: Uuid,
+        content: &str,
+    ) -> anyhow::Result<()> {
+        let body = json!({
+            "conversation_id": conversation,
+            "message_type": "text",
+            "content": content,
+            "client_message_id": Uuid::new_v4(),
+        });
+        self.post("/api/v1/messages", user, &body).await?;
+        Ok(())
+    }
+
+    pub async fn get(&mut self, path: &str, user: Uuid) -> anyhow::Result<Value> {
+        let (status, answer) = self.call(Method::GET, path, user, None).await?;
+        ensure!(status.is_success(), "GET {path}: {status} {answer}");
+        Ok(answer)
+    }
+
+    /// What is no JSON, and nobody's own.
+    pub async fn text(&mut self, path: &str) -> anyhow::Result<String> {
+        let request = Request::get(path).header("host", &self.host).body(Full::default())?;
+        let (status, body) = self.request(request).await.with_context(|| format!("GET {path}"))?;
+        ensure!(status.is_success(), "GET {path}: {status}");
+        Ok(String::from_utf8(body.into())?)
+    }
+
+    pub async fn post(&mut self, path: &str, user: Uuid, body: &Value) -> anyhow::Result<Value> {
         let (status, answer) = self.call(Method::POST, path, user, Some(body)).await?;
         ensure!(status.is_success(), "POST {path}: {status} {answer}");
         Ok(answer)
@@ -85,13 +118,29 @@ impl Rest {
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
         let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method.clone())
             .uri(path)
             .header("host", &self.host)
             .header("content-type", "application/json")
-            .header("x-user-id", user.to_string())
-            .body(Full::from(body))?;
+            .header("x-user-id", user.to_string());
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {}", key.token(user)));
+        }
+        let request = request.body(Full::from(body))?;
+        let answer = self.request(request).await;
+        let (status, body) = answer.with_context(|| format!("{method} {path}"))?;
+        if body.is_empty() {
+            return Ok((status, Value::Null));
+        }
+        let answer = serde_json::from_slice(&body);
+        Ok((status, answer.with_context(|| format!("{method} {path}: not JSON"))?))
+    }
+
+    async fn request(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
         let call = async {
             self.requests.ready().await?;
             let response = self.requests.send_request(request).await?;
@@ -99,12 +148,6 @@ impl Rest {
             let body = response.into_body().collect().await?.to_bytes();
             anyhow::Ok((status, body))
         };
-        let answer = timeout(TIMEOUT, call).await.context("no answer in time").flatten();
-        let (status, body) = answer.with_context(|| format!("{method} {path}"))?;
-        if body.is_empty() {
-            return Ok((status, Value::Null));
-        }
-        let answer = serde_json::from_slice(&body);
-        Ok((status, answer.with_context(|| format!("{method} {path}: not JSON"))?))
+        timeout(TIMEOUT, call).await.context("no answer in time").flatten()
     }
 }

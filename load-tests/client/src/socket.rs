@@ -41,7 +41,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// Who connects, in dev mode's headers.
+/// Who connects.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'a> {
     pub user: Uuid,
@@ -160,10 +160,13 @@ impl Socket {
         let mut stream = socket.connect(target.addr).await.context("connect")?;
         stream.set_nodelay(true)?;
         let offer = if subprotocol { "Sec-WebSocket-Protocol: tidings.v1.json\r\n" } else { "" };
+        let bearer = target.key.as_ref().map_or_else(String::new, |key| {
+            format!("Authorization: Bearer {}\r\n", key.token(identity.user))
+        });
         let head = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{offer}X-User-ID: {}\r\n\
-             X-Device-ID: {}\r\nX-Platform: web\r\nX-App-Version: load-tests\r\n\r\n",
+             X-Device-ID: {}\r\nX-Platform: web\r\nX-App-Version: load-tests\r\n{bearer}\r\n",
             target.ws_path, target.host, identity.user, identity.device,
         );
         stream.write_all(head.as_bytes()).await?;
@@ -270,6 +273,12 @@ impl Socket {
         }
         self.rest = input.to_vec();
         Ok(closed)
+    }
+
+    /// Ends the connection without a word: a reset, as when a network or a process is gone.
+    pub fn cut(self) {
+        // Without it, it ends all the same, by a FIN.
+        let _: io::Result<()> = self.stream.set_zero_linger();
     }
 
     /// Says goodbye and waits for the answer.

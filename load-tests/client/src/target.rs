@@ -1,10 +1,13 @@
 //! Where the load goes: addresses given on the command line. Only loopback is accepted, so that a
 //! slip of the keyboard never loads somebody's server.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
+
+use crate::key::Key;
 
 /// Connections from one source address to one listener; well below the kernel's range of ports,
 /// and what earlier runs left in TIME_WAIT.
@@ -18,6 +21,8 @@ pub struct Target {
     pub host: String,
     /// Of the WebSocket.
     pub ws_path: String,
+    /// Users prove themselves with tokens of this key; without it, dev mode believes them.
+    pub key: Option<Key>,
 }
 
 impl FromStr for Target {
@@ -48,7 +53,14 @@ impl FromStr for Target {
             addr: SocketAddr::new(ip, port),
             host: authority.to_owned(),
             ws_path: ws_path.to_owned(),
+            key: None,
         })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.host)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -53,6 +54,9 @@ pub struct Node {
     addr: SocketAddr,
     settings: Vec<(String, String)>,
     binary: PathBuf,
+    /// Of the release before, in a run with two.
+    older: Option<PathBuf>,
+    runs_older: AtomicBool,
     log: PathBuf,
     process: Mutex<Option<Child>>,
 }
@@ -60,6 +64,8 @@ pub struct Node {
 /// What all nodes of a run have in common.
 pub struct Common<'a> {
     pub binary: PathBuf,
+    /// The release that nodes start with, if it is another.
+    pub older: Option<PathBuf>,
     pub folder: PathBuf,
     pub services: &'a Services,
     /// Names the database; and, with dots and dashes, what else is the run's own.
@@ -98,6 +104,8 @@ impl Node {
         Ok(Self {
             log: common.folder.join(format!("{name}.log")),
             binary: common.binary.clone(),
+            runs_older: AtomicBool::new(common.older.is_some()),
+            older: common.older.clone(),
             process: Mutex::new(None),
             name,
             door,
@@ -123,7 +131,8 @@ impl Node {
 
     fn command(&self) -> anyhow::Result<Command> {
         let log: File = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = Command::new(&self.binary);
+        let older = self.older.as_ref().filter(|_| self.runs_older.load(Ordering::Relaxed));
+        let mut command = Command::new(older.unwrap_or(&self.binary));
         command
             .env_clear()
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
@@ -132,6 +141,11 @@ impl Node {
             .stderr(log)
             .kill_on_drop(true);
         Ok(command)
+    }
+
+    /// What is started from now on is of the other release.
+    pub fn change_release(&self) {
+        self.runs_older.fetch_xor(true, Ordering::Relaxed);
     }
 
     pub async fn migrate(&self) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::nodes::{Common, Node};
 use crate::proxy::Proxy;
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, UPGRADE};
 use crate::services::{self, Service, Services};
 use crate::stage::Stage;
 use crate::world::{Plan, World, until};
@@ -29,6 +29,11 @@ const NODES: usize = 3;
 const MANY: usize = 3_000;
 /// Three leases of a node, and a slow machine.
 const PRESENCE_LIMIT: Duration = Duration::from_secs(60);
+
+/// From the last proof to its line in the history.
+const NOTED_WITHIN: Duration = Duration::from_millis(300);
+/// From a gap to the page that fills it: nodes tell of it over three seconds.
+const TOLD_WITHIN: Duration = Duration::from_secs(6);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -43,6 +48,12 @@ pub struct Args {
     /// How long there is traffic; at most ten minutes.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: Option<u64>,
+    /// The binary that the nodes of an upgrade start with.
+    #[arg(long)]
+    older: Option<PathBuf>,
+    /// What nodes that can be told so do wrong on purpose.
+    #[arg(long)]
+    sabotage: Option<String>,
     /// Else as many as suit the scenario.
     #[arg(long)]
     users: Option<usize>,
@@ -60,6 +71,8 @@ pub struct Circumstances {
     pub strikes: u64,
     /// Conversation and user of whom was let in later: perhaps not for the first time.
     pub added: Vec<(Uuid, Uuid)>,
+    /// Whether who is connected must have been told of every change.
+    pub tells_all: bool,
     pub losses: Vec<Loss>,
     /// From when until when all sockets were down or on their way back, in the history's time.
     pub storms: Vec<(u64, u64)>,
@@ -77,6 +90,10 @@ pub struct Loss {
 }
 
 pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
+    ensure!(
+        args.older.is_some() == (scenario.name == UPGRADE),
+        "an older release is for {UPGRADE}"
+    );
     let folder = args.folder.clone();
     let run = format!("faults_{}_{}", scenario.name.replace('-', "_"), args.seed);
     let mut dice = Dice::of(args.seed, 10);
@@ -94,8 +111,8 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     // A topic outlives its run: a run that is repeated takes another.
     let topic = format!("{run}.{}", Uuid::new_v4().simple());
     let plan = plan(scenario, args.users, args.rate);
-    let extra: &[(&str, &str)] = match scenario.name {
-        "slow-clients" => &[("WS_CLIENT_BUFFER_SIZE", "64")],
+    let mut extra = Vec::from(match scenario.name {
+        "slow-clients" => &[("WS_CLIENT_BUFFER_SIZE", "64")][..],
         // Ten thousand sockets of one process answer more slowly than it takes others.
         "storm" => &[
             ("HEARTBEAT_INTERVAL", "20s"),
@@ -104,15 +121,23 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
             ("OFFLINE_AFTER", "10s"),
         ],
         _ => &[],
-    };
+    });
+    if let Some(mutation) = &args.sabotage {
+        extra.push(("SABOTAGE", mutation));
+    }
     let common = Common {
         binary: args.binary.canonicalize().context("the binary")?,
+        older: args
+            .older
+            .map(|older| older.canonicalize())
+            .transpose()
+            .context("the older binary")?,
         folder: folder.clone(),
         services: &services,
         run: &run,
         topic: &topic,
         kafka: kafka.addr(),
-        extra,
+        extra: &extra,
     };
     let mut nodes = Vec::new();
     for number in 1..=NODES {
@@ -159,6 +184,7 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let mut left = Circumstances {
         strikes,
         added: world.added(),
+        tells_all: scenario.tells_all(),
         losses: losses.into_inner(),
         storms: storms.into_inner(),
         leftovers: Vec::new(),
@@ -167,7 +193,7 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
         world.answered(STEP).await?;
         settled(&services, &run).await?;
         // Whoever is told something now knows it by the time it is noted.
-        sleep(Duration::from_millis(300)).await;
+        sleep(if left.tells_all { TOLD_WITHIN } else { NOTED_WITHIN }).await;
         history.note(Uuid::nil(), "run", Entry::Settled);
         eprintln!("faults: {:>6} ms settled", history.elapsed_ms());
         world.resume(STEP).await

@@ -9,6 +9,8 @@ pub enum Kind {
     KillNode,
     PauseNode,
     DrainNode,
+    /// Drained, and started again as the other of two releases.
+    ChangeRelease,
     RedisEmpty,
     RedisSaved,
     Pause(Service),
@@ -69,6 +71,9 @@ const fn scenario(
     Scenario { name, about, strikes, seconds, short }
 }
 
+/// The one that needs an older release.
+pub const UPGRADE: &str = "upgrade";
+
 pub static ALL: &[Scenario] = &[
     scenario("calm", "nothing goes wrong but what clients do", &[], 10, false),
     scenario("kill-node", "kill -9 of a node, and its restart", &[&[K::KillNode]], 20, false),
@@ -84,6 +89,13 @@ pub static ALL: &[Scenario] = &[
         "each node in turn is drained and started again",
         &[&[K::DrainNode]],
         24,
+        false,
+    ),
+    scenario(
+        UPGRADE,
+        "nodes go over to this release one after the other, on the same stores, and back again",
+        &[&[K::ChangeRelease]],
+        45,
         false,
     ),
     scenario(
@@ -264,6 +276,14 @@ pub static ALL: &[Scenario] = &[
         true,
     ),
 ];
+
+impl Scenario {
+    /// Whether all that is published arrives, or is known to be lost. Then a device that is
+    /// connected lacks nothing in the end, not even a change that nobody proves.
+    pub fn tells_all(&self) -> bool {
+        self.strikes.iter().flat_map(|list| *list).all(|kind| *kind == Kind::KillSubscriber)
+    }
+}
 
 pub fn find(name: &str) -> Option<&'static Scenario> {
     ALL.iter().find(|scenario| scenario.name == name)

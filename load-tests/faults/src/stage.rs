@@ -79,6 +79,14 @@ impl Stage<'_> {
                 pause(0, 1_000).await;
                 node.start().await?;
             }
+            // The tables first, under all the nodes that still run; on the way back that is nothing.
+            Kind::ChangeRelease => {
+                let node = &self.nodes[(turn - 1) % self.nodes.len()];
+                node.change_release();
+                node.migrate().await?;
+                node.drain().await?;
+                node.start().await?;
+            }
             Kind::RedisEmpty | Kind::RedisSaved => {
                 self.services.save_redis(kind == Kind::RedisSaved).await?;
                 self.services.call("kill", Redis).await?;

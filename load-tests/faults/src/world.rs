@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 /// Of a device, before it gets no more to do.
 const MAX_WAITING: usize = 60;
+/// Of a hundred users that are there at first.
+const LEAVERS_PERCENT: u64 = 10;
 /// Until all are there for the first time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// Who wants the big messages of a slow consumer's run.
@@ -46,6 +48,8 @@ pub struct Group {
 pub struct User {
     pub id: Uuid,
     absent: bool,
+    /// Only reads, and goes away for good at some time: what comes then is Kafka's.
+    leaves: bool,
     pub devices: Vec<Handle>,
 }
 
@@ -79,6 +83,7 @@ impl World {
         for number in 0..plan.users {
             let id = user_id(seed, number);
             let absent = dice.percent(plan.absent_percent);
+            let leaves = !absent && dice.percent(LEAVERS_PERCENT);
             let mut devices = Vec::new();
             for device in 0..if dice.percent(15) { 2 } else { 1 } {
                 let (device, handle) = Device::new(Profile {
@@ -94,7 +99,7 @@ impl World {
                 tasks.spawn(device.run());
                 devices.push(handle);
             }
-            users.push(User { id, absent, devices });
+            users.push(User { id, absent, leaves, devices });
         }
         let mut world = Self { plan, users, groups: Vec::new(), added: Mutex::default(), tasks };
         let mut rests = Vec::new();
@@ -190,19 +195,29 @@ impl World {
                 },
             };
             let device = &user.devices[dice.below(user.devices.len())];
-            if !user.absent && device.state.borrow().waiting < MAX_WAITING {
+            if !user.absent && !user.leaves && device.state.borrow().waiting < MAX_WAITING {
                 // A device that does not even take orders is busy enough.
                 let _ = device.orders.try_send(order);
             }
         }
     }
 
-    /// Every moment somebody leaves, and comes back a little later.
+    /// Every moment somebody leaves, and comes back a little later; some do not.
     async fn come_and_go(&self, until: Instant, mut dice: Dice) {
-        let devices: Vec<&Handle> = self.present().collect();
+        let (leavers, others): (Vec<_>, Vec<_>) =
+            self.users.iter().filter(|user| !user.absent).partition(|user| user.leaves);
+        let devices: Vec<&Handle> = others.iter().flat_map(|user| &user.devices).collect();
+        let mut leavers = leavers.into_iter();
         let mut away: BTreeMap<Instant, usize> = BTreeMap::new();
         while Instant::now() < until {
             sleep(Duration::from_millis(150)).await;
+            if dice.percent(10)
+                && let Some(leaver) = leavers.next()
+            {
+                for device in &leaver.devices {
+                    let _ = device.orders.try_send(Order::Away);
+                }
+            }
             let back: Vec<usize> =
                 away.extract_if(..=Instant::now(), |_, _| true).map(|(_, at)| at).collect();
             for at in back {

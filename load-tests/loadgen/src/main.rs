@@ -4,9 +4,11 @@
 //! Lean on purpose, for it shares its machine with the server: one thread unless told otherwise,
 //! one task per socket, one read buffer for all of them. Everything is bounded in time and count.
 
+mod metrics;
 mod modes;
 mod proc;
 mod report;
+mod traffic;
 mod wire;
 
 use std::path::PathBuf;
@@ -15,8 +17,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use tidings_client::key::Key;
 
-use crate::modes::{chat, idle, scatter};
+use crate::modes::{chat, day, group, history, idle, overload, scatter, soak, storm};
 use crate::proc::Named;
 
 /// Load generator for Tidings. Loopback only; exit code 1 if what was promised did not hold.
@@ -36,8 +39,20 @@ enum Mode {
     Idle(idle::Args),
     /// Pairs of users that write to each other: durable messages a second, latency, CPU of each.
     Chat(chat::Args),
+    /// All that users do, each at its own rate, by chance from a seed.
+    Day(day::Args),
+    /// Writers in groups of many sizes: deliveries a second, latency, CPU of each.
+    Group(group::Args),
+    /// Pages of a long history, and syncs: latency, CPU and the database's time.
+    History(history::Args),
+    /// More than the server takes: does it refuse, and stay fast?
+    Overload(overload::Args),
     /// Groups spread over nodes: does everybody receive everything exactly once, without a gap?
     Scatter(scatter::Args),
+    /// The mixed day for long: does the node's memory rise, or anything else?
+    Soak(soak::Args),
+    /// A crowd that loses its connections and comes back, while others talk.
+    Storm(storm::Args),
 }
 
 /// What all modes take.
@@ -47,6 +62,9 @@ struct Shared {
     /// is to be called "node".
     #[arg(long = "pid", value_name = "NAME=PID[,PID]")]
     pids: Vec<Named>,
+    /// The node's secret (HS256), where it runs with AUTH_MODE=jwt: all prove themselves with tokens.
+    #[arg(long, value_name = "SECRET")]
+    jwt_key: Option<Key>,
     /// Also write the report here.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -77,7 +95,13 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         match cli.mode {
             Mode::Idle(args) => idle::run(args).await,
             Mode::Chat(args) => chat::run(args).await,
+            Mode::Day(args) => day::run(args).await,
+            Mode::Group(args) => group::run(args).await,
+            Mode::History(args) => history::run(args).await,
+            Mode::Overload(args) => overload::run(args).await,
             Mode::Scatter(args) => scatter::run(args).await,
+            Mode::Soak(args) => soak::run(args).await,
+            Mode::Storm(args) => storm::run(args).await,
         }
     })
 }

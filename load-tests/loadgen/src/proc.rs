@@ -10,6 +10,8 @@ use serde::Serialize;
 
 /// Ticks of `/proc/PID/stat` and `/proc/stat` in a second: fixed by the kernel's interface.
 const TICKS: f64 = 100.0;
+/// The unit of the kernel's own figures, on the machines that this is made for.
+const PAGE: u64 = 4096;
 /// Descriptors a process needs besides the load's sockets.
 const SPARE_FDS: usize = 64;
 
@@ -85,9 +87,20 @@ impl Machine {
     }
 }
 
+/// What the kernel holds, of the whole machine, for both ends of each connection on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Kernel {
+    pub tcp_sockets: u64,
+    /// In sockets' buffers, of whole pages.
+    pub tcp_buffer_bytes: u64,
+    /// Its own objects: sockets, files, timers and all else.
+    pub slab_bytes: u64,
+}
+
 pub struct Sample {
     pub usage: BTreeMap<String, Usage>,
     pub machine: Machine,
+    pub kernel: Kernel,
 }
 
 /// The processes of a run; the generator itself is always among them.
@@ -130,7 +143,11 @@ impl Watch {
         }
         let stat = fs::read_to_string("/proc/stat")?;
         let machine = parse_machine(&stat).context("/proc/stat")?;
-        Ok(Sample { usage, machine })
+        let sockets = fs::read_to_string("/proc/net/sockstat")?;
+        let memory = fs::read_to_string("/proc/meminfo")?;
+        let kernel =
+            parse_kernel(&sockets, &memory).context("/proc/net/sockstat, /proc/meminfo")?;
+        Ok(Sample { usage, machine, kernel })
     }
 
     /// An error says whose limit does not allow for `sockets` more.
@@ -242,6 +259,17 @@ fn parse_machine(stat: &str) -> Option<Machine> {
     })
 }
 
+fn parse_kernel(sockets: &str, memory: &str) -> Option<Kernel> {
+    let line = sockets.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let value = |key| words.iter().position(|word| *word == key).and_then(|at| words.get(at + 1));
+    Some(Kernel {
+        tcp_sockets: value("inuse")?.parse().ok()?,
+        tcp_buffer_bytes: value("mem")?.parse::<u64>().ok()? * PAGE,
+        slab_bytes: kib(memory, "Slab:")?,
+    })
+}
+
 /// The soft limit; never raised from here.
 fn parse_fd_limit(limits: &str) -> Option<usize> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -278,6 +306,13 @@ mod tests {
     fn the_machine_is_read() {
         let machine = parse_machine("cpu  100 50 50 700 100 0 200 0 0 0\ncpu0 1 1\n").unwrap();
         assert_eq!(machine, Machine { busy: 4.0, idle: 8.0, softirq: 2.0 });
+    }
+
+    #[test]
+    fn the_kernels_memory_is_read() {
+        let sockets = "sockets: used 9\nTCP: inuse 5 orphan 0 tw 3 alloc 7 mem 2\nUDP: inuse 1\n";
+        let kernel = parse_kernel(sockets, "MemTotal: 9 kB\nSlab:    8 kB\n").unwrap();
+        assert_eq!(kernel, Kernel { tcp_sockets: 5, tcp_buffer_bytes: 8192, slab_bytes: 8192 });
     }
 
     #[test]

@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::Shared;
 use crate::proc::{Cpu, Machine, Sample};
+use crate::traffic::Outcome;
 
 /// Above it, latencies count as this long.
 const MAX_LATENCY: Duration = Duration::from_secs(120);
@@ -26,6 +27,10 @@ impl Latency {
 
     pub fn record(&mut self, latency: Duration) {
         self.0.saturating_record(latency.as_micros() as u64);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.len()
     }
 
     pub fn summary(&self) -> LatencySummary {
@@ -68,6 +73,15 @@ impl std::fmt::Display for LatencySummary {
     }
 }
 
+/// By what was measured: one name for the same thing in all modes.
+pub type Latencies = BTreeMap<String, LatencySummary>;
+
+/// Of those that were measured at all.
+pub fn latencies<'a>(named: impl IntoIterator<Item = (&'a str, &'a Latency)>) -> Latencies {
+    let summaries = named.into_iter().map(|(what, latency)| (what.to_owned(), latency.summary()));
+    summaries.filter(|(_, summary)| summary.count > 0).collect()
+}
+
 /// What was used between two samples.
 #[derive(Debug, Serialize)]
 pub struct Cost {
@@ -104,6 +118,22 @@ impl Cost {
     }
 }
 
+/// Resident bytes by process.
+pub fn rss(sample: &Sample) -> BTreeMap<String, u64> {
+    let memory = sample.usage.iter();
+    memory.map(|(name, usage)| (name.clone(), usage.memory.rss_bytes)).collect()
+}
+
+/// Of resident bytes, for each of `units`.
+pub fn growth(before: &Sample, after: &Sample, units: f64) -> BTreeMap<String, f64> {
+    let (before, after) = (rss(before), rss(after));
+    let each = after.into_iter().map(|(name, after)| {
+        let grown = after as f64 - before[&name] as f64;
+        (name, round(grown / units, 0))
+    });
+    each.collect()
+}
+
 pub fn round(value: f64, digits: i32) -> f64 {
     let scale = 10f64.powi(digits);
     (value * scale).round() / scale
@@ -132,9 +162,43 @@ impl Table {
         );
     }
 
+    /// Resident memory.
+    pub fn memory(&mut self, what: impl Into<String>, rss: &BTreeMap<String, u64>) {
+        let each = rss.iter().map(|(name, rss)| {
+            let mib = *rss as f64 / f64::from(1 << 20);
+            format!("{name} {mib:.1} MiB")
+        });
+        self.row(what, each.collect::<Vec<_>>().join(", "));
+    }
+
     pub fn by_process(&mut self, what: impl Into<String>, values: &BTreeMap<String, f64>) {
         let values = values.iter().map(|(name, value)| format!("{name} {value}"));
         self.row(what, values.collect::<Vec<_>>().join(", "));
+    }
+
+    pub fn latency(&mut self, latency: &Latencies) {
+        for (what, summary) in latency {
+            self.row(what.replace('_', " "), summary.to_string());
+        }
+    }
+
+    pub fn outcome(&mut self, outcome: &Outcome) {
+        let Outcome { sent, acked, refused, delivered, missing, doubled, unanswered, .. } = outcome;
+        self.row(
+            "whole run",
+            format!("{sent} sent, {acked} acknowledged, {refused} refused, {delivered} delivered"),
+        );
+        self.row(
+            "  of these",
+            format!(
+                "{missing} missing, {doubled} doubled, {unanswered} unanswered; complete {} ms \
+                 after the last send",
+                outcome.complete_after_ms
+            ),
+        );
+        self.counts("errors", &outcome.errors);
+        self.counts("other events", &outcome.events);
+        self.counts("sockets ended", &outcome.ends);
     }
 
     pub fn counts(&mut self, what: impl Into<String>, counts: &BTreeMap<String, u64>) {
@@ -163,15 +227,19 @@ pub struct Report<T: Serialize> {
 }
 
 impl<T: Serialize> Report<T> {
+    pub fn new(mode: &'static str, faults: Vec<String>, figures: T) -> Self {
+        Self { mode, passed: faults.is_empty(), faults, figures }
+    }
+
     /// True if passed.
-    pub fn publish(&self, table: &Table, json: Option<&Path>) -> anyhow::Result<bool> {
+    pub fn publish(&self, table: fn(&T) -> Table, common: &Shared) -> anyhow::Result<bool> {
         println!("{} ", self.mode);
-        print!("{table}");
+        print!("{}", table(&self.figures));
         for fault in &self.faults {
             println!("FAULT  {fault}");
         }
         println!("{}", if self.passed { "PASSED" } else { "FAILED" });
-        if let Some(path) = json {
+        if let Some(path) = &common.json {
             let text = serde_json::to_string_pretty(self)?;
             fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
         }
@@ -238,6 +306,7 @@ mod tests {
                 crate::proc::Usage { cpu: Cpu { user, system: 1.0 }, ..Default::default() },
             )]),
             machine: Machine { busy, idle: 0.0, softirq: 0.0 },
+            kernel: crate::proc::Kernel::default(),
         };
         let cost = Cost::between(&sample(1.0, 2.0), &sample(3.0, 7.0));
         assert_eq!(cost.us_per(1000.0)["node"], 2000.0);

@@ -1,6 +1,7 @@
 //! What stands in the frames: the few fields that the generator reads, and the commands it sends.
 
-use std::fmt::Write;
+use std::fmt::{self, Display, Write};
+use std::str::FromStr;
 
 use serde::Deserialize;
 pub use tidings_client::wire::{Frame, Problem, kind};
@@ -25,20 +26,47 @@ pub struct Message<'a> {
     pub client_message_id: Option<&'a str>,
 }
 
+/// Which message of which conversation of the run: what its `client_message_id` and its `ref` say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub room: usize,
+    pub number: usize,
+}
+
+impl Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.room, self.number)
+    }
+}
+
+impl FromStr for Key {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (room, number) = text.split_once('.').ok_or(())?;
+        let count = |text: &str| text.parse().map_err(|_| ());
+        Ok(Self { room: count(room)?, number: count(number)? })
+    }
+}
+
 impl Message<'_> {
+    pub fn key(&self) -> Option<Key> {
+        self.client_message_id?.parse().ok()
+    }
+
     /// The number that our `client_message_id` is.
     pub fn number(&self) -> Option<usize> {
         self.client_message_id?.parse().ok()
     }
 }
 
-/// Writes the command that sends message `number`, which is its `ref` and its `client_message_id`.
-pub fn send_message(into: &mut String, conversation: Uuid, number: usize) {
+/// Writes the command that sends a message, whose `ref` and `client_message_id` are `key`.
+pub fn send_message(into: &mut String, conversation: Uuid, key: impl Display) {
     into.clear();
     let content = &FILLER[..CONTENT_BYTES];
     write!(
         into,
-        r#"{{"type":"send_message","ref":"{number}","payload":{{"conversation_id":"{conversation}","message_type":"text","client_message_id":"{number}","content":"{content}"}}}}"#
+        r#"{{"type":"send_message","ref":"{key}","payload":{{"conversation_id":"{conversation}","message_type":"text","client_message_id":"{key}","content":"{content}"}}}}"#
     )
     .expect("a string takes whatever is written");
 }
@@ -57,10 +85,12 @@ mod tests {
     #[test]
     fn a_command_is_valid_json_with_the_content_in_full() {
         let mut text = String::new();
-        send_message(&mut text, Uuid::from_u128(7), 42);
+        send_message(&mut text, Uuid::from_u128(7), Key { room: 4, number: 2 });
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(json["ref"], "42");
-        assert_eq!(json["payload"]["client_message_id"], "42");
+        assert_eq!(json["ref"], "4.2");
+        assert_eq!(json["payload"]["client_message_id"], "4.2");
+        assert_eq!("4.2".parse(), Ok(Key { room: 4, number: 2 }));
+        assert_eq!("42".parse::<Key>(), Err(()));
         assert_eq!(json["payload"]["content"].as_str().unwrap().len(), CONTENT_BYTES);
         let ping = padded_ping(6_000);
         assert_eq!(ping.len(), 6_000);

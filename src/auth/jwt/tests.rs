@@ -186,8 +186,12 @@ async fn issuer_audience_and_subject_are_checked() {
     let lenient = tokens(&[("JWT_KEY", SECRET)]).await;
     let any = with("iss", json!("anyone"));
     assert!(lenient.check(&sign(Algorithm::HS256, &any)).await.is_ok());
-    let meant = sign(Algorithm::HS256, &with("aud", json!("tidings")));
-    assert!(refused(&lenient, &meant).await.contains("JWT_AUDIENCE"));
+    for audience in [json!("tidings"), json!(["tidings"]), json!([]), json!(7), json!({})] {
+        let meant = sign(Algorithm::HS256, &with("aud", audience));
+        assert!(refused(&lenient, &meant).await.contains("JWT_AUDIENCE"));
+    }
+    let nobody = sign(Algorithm::HS256, &with("aud", Value::Null));
+    assert!(lenient.check(&nobody).await.is_ok());
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //!
 //! An entry is valid while its node's lease lives, so a crash needs no clean-up to be seen.
 
+mod gather;
 mod lease;
 mod orphans;
 mod pool;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use self::gather::Gather;
 use self::lease::Lease;
 pub(in crate::presence) use self::orphans::count as count_orphans;
 use self::pool::{Outcome, Step, bounded, pool};
@@ -35,7 +37,10 @@ use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 const CHUNK: usize = 1_000;
 
 #[derive(Clone)]
-pub struct RedisPresence(Arc<Inner>);
+pub struct RedisPresence {
+    inner: Arc<Inner>,
+    gather: Arc<Gather>,
+}
 
 struct Inner {
     config: RedisConfig,
@@ -65,7 +70,7 @@ impl RedisPresence {
                 closing.run_until_cancelled(lease.keep(&pool)).await;
             }
         });
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             config: redis.clone(),
             max_devices: config.max_devices,
             pool,
@@ -73,59 +78,65 @@ impl RedisPresence {
             register: Step::new(include_str!("register.lua")),
             remove: Step::new(include_str!("remove.lua")),
             closing,
-        })))
+        });
+        let (gather, changes) = Gather::new();
+        tasks.spawn({
+            let inner = inner.clone();
+            async move {
+                inner.closing.run_until_cancelled(gather::run(&inner, changes)).await;
+            }
+        });
+        Ok(Self { inner, gather: Arc::new(gather) })
     }
 
     pub(super) fn node_id(&self) -> NodeId {
-        self.0.lease.node()
+        self.inner.lease.node()
     }
 
     pub(super) fn lease_changes(&self) -> watch::Receiver<NodeId> {
-        self.0.lease.changes()
+        self.inner.lease.changes()
     }
 
     pub(super) fn lease_losses(&self) -> u64 {
-        self.0.lease.losses()
+        self.inner.lease.losses()
     }
 
     pub(super) fn absence_is_certain(&self) -> bool {
-        self.0.lease.absence_is_certain()
+        self.inner.lease.absence_is_certain()
     }
 
-    pub(super) async fn register_many(
+    pub(super) async fn register(&self, user: UserId, entry: Entry) -> Result<Registered> {
+        self.gather.join(user, entry).await
+    }
+
+    pub(super) async fn register_again(
         &self,
         mut entries: Vec<(UserId, Entry)>,
-        joins: bool,
     ) -> Result<Vec<Registered>> {
         let mut registered = Vec::with_capacity(entries.len());
         for chunk in entries.chunks_mut(CHUNK) {
-            registered.extend(self.0.register(chunk, joins).await?);
+            registered.extend(self.inner.register(chunk, false).await?);
         }
         Ok(registered)
     }
 
-    /// Another node's session, of whatever lease of that: each later one of its own counts for more.
-    pub(super) async fn put_back(&self, user: UserId, entry: Entry) -> Result<()> {
-        bounded(self.0.register_once(&[(user, entry)], false, 0)).await?;
-        Ok(())
+    pub(super) async fn remove(&self, user: UserId, device: DeviceId, session: SessionId) {
+        self.gather.leave(user, device, session).await;
     }
 
     pub(super) async fn remove_many(&self, sessions: Vec<(UserId, DeviceId, SessionId)>) {
         for chunk in sessions.chunks(CHUNK) {
-            if let Err(failure) = bounded(self.0.remove(chunk)).await {
-                self.0.lease.on_failed_write();
-                warn!(%failure, sessions = chunk.len(), "could not remove sessions from presence");
-            }
+            self.inner.remove_all(chunk).await;
         }
     }
 
     pub(super) async fn status(&self, users: &[UserId]) -> Vec<Status> {
         let mut statuses = Vec::with_capacity(users.len());
         for chunk in users.chunks(CHUNK) {
-            match bounded(self.0.status(chunk)).await {
+            match bounded(self.inner.status(chunk)).await {
                 Ok(found) => statuses.extend(found),
                 Err(failure) => {
-                    self.0.lease.on_failure();
+                    self.inner.lease.on_failure();
                     warn!(%failure, users = users.len(), "could not ask for presence");
                     break;
                 }
@@ -137,15 +148,15 @@ impl RedisPresence {
 
     pub(super) async fn ping(&self) -> Result<()> {
         let ping = async {
-            let mut connection = self.0.pool.get().await?;
+            let mut connection = self.inner.pool.get().await?;
             Ok(redis::cmd("PING").exec_async(&mut connection).await?)
         };
         Ok(bounded(ping).await?)
     }
 
     pub(super) async fn close(&self) {
-        self.0.closing.cancel();
-        self.0.lease.end(&self.0.pool).await;
+        self.inner.closing.cancel();
+        self.inner.lease.end(&self.inner.pool).await;
     }
 }
 
@@ -191,20 +202,39 @@ impl Inner {
         term: u64,
     ) -> Outcome<Vec<Registered>> {
         let mut connection = self.pool.get().await?;
-        let mut pipeline = Pipeline::with_capacity(chunk.len());
-        for (user, _) in chunk {
-            pipeline.cmd("HVALS").arg(self.key(*user));
+        let all: Vec<_> = chunk.iter().collect();
+        let found = self.register_step(&mut connection, &all, joins, term, &[]).await?;
+        // Most users have one device, and it was nowhere else: then that was all.
+        let nodes: HashSet<_> = found.iter().flat_map(|(_, others)| others).copied().collect();
+        let alive = self.alive(&mut connection, nodes).await?;
+        let is_dead = |node: &NodeId| alive.get(node) == Some(&false);
+        let (mut registered, others): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let again: Vec<usize> =
+            (0..chunk.len()).filter(|at| others[*at].iter().any(is_dead)).collect();
+        if again.is_empty() {
+            return Ok(registered);
         }
-        let present: Vec<Vec<String>> = pipeline.query_async(&mut connection).await?;
-        let own = self.lease.node();
-        let read =
-            |text: &String| serde_json::from_str(text).ok().map(|stored: Stored| stored.node);
-        let others = present.iter().flatten().filter_map(read).filter(|node| *node != own);
-        let alive = self.alive(&mut connection, others.collect()).await?;
-        let dead: Vec<_> =
-            alive.iter().filter(|(_, alive)| !**alive).map(|(node, _)| node.to_string()).collect();
+        let dead: Vec<_> = alive.keys().copied().filter(is_dead).collect();
+        let some: Vec<_> = again.iter().map(|at| &chunk[*at]).collect();
+        let found = self.register_step(&mut connection, &some, joins, term, &dead).await?;
+        for (at, (now, _)) in again.into_iter().zip(found) {
+            // What it replaced in the first step is not there any more to be replaced.
+            let replaced = registered[at].replaced.take().filter(|old| !is_dead(&old.node));
+            registered[at] = Registered { replaced: now.replaced.or(replaced), ..now };
+        }
+        Ok(registered)
+    }
 
-        let calls = chunk.iter().map(|(user, entry)| {
+    /// And for each the other nodes on which its user has, or had, a device.
+    async fn register_step(
+        &self,
+        connection: &mut Connection,
+        entries: &[&(UserId, Entry)],
+        joins: bool,
+        term: u64,
+        dead: &[NodeId],
+    ) -> Outcome<Vec<(Registered, Vec<NodeId>)>> {
+        let calls = entries.iter().map(|(user, entry)| {
             let mut arguments = vec![
                 entry.device.to_string(),
                 Stored::write(entry, term),
@@ -212,17 +242,25 @@ impl Inner {
                 KEPT.as_secs().to_string(),
                 u8::from(joins).to_string(),
             ];
-            arguments.extend_from_slice(&dead);
+            arguments.extend(dead.iter().map(NodeId::to_string));
             (self.key(*user), arguments)
         });
-        let replies: Vec<(bool, usize, String)> =
-            self.register.pipeline(calls).query_async(&mut connection).await?;
-        let registered =
-            |((_, entry), (younger, devices, replaced)): (&(_, Entry), (_, _, String))| {
-                let replaced = Stored::read(entry.device.as_str(), &replaced);
-                Registered { replaced, younger, devices }
-            };
-        Ok(chunk.iter().zip(replies).map(registered).collect())
+        let replies: Vec<(bool, usize, String, Vec<String>)> =
+            self.register.pipeline(calls).query_async(connection).await?;
+        let read = |((_, entry), (younger, devices, replaced, others)): (&&(_, Entry), _)| {
+            let (replaced, others): (String, Vec<String>) = (replaced, others);
+            let replaced = Stored::read(entry.device.as_str(), &replaced);
+            let others = others.iter().filter_map(|node| node.parse().ok()).collect();
+            (Registered { replaced, younger, devices }, others)
+        };
+        Ok(entries.iter().zip(replies).map(read).collect())
+    }
+
+    async fn remove_all(&self, chunk: &[(UserId, DeviceId, SessionId)]) {
+        if let Err(failure) = bounded(self.remove(chunk)).await {
+            self.lease.on_failed_write();
+            warn!(%failure, sessions = chunk.len(), "could not remove sessions from presence");
+        }
     }
 
     async fn remove(&self, chunk: &[(UserId, DeviceId, SessionId)]) -> Outcome<()> {

@@ -11,8 +11,9 @@
 --           looks them up; a lease is never revived, so what it saw as dead is still dead here.
 --
 -- Returns {1 if a younger session of the device stays else 0, devices online with this one,
--- the entry of the device's older session or ""}. Nothing is registered if a younger one stays or
--- if the devices are too many. Entries of dead nodes are removed on the way.
+-- the entry of the device's older session or "", the other nodes that entries were found of}. Nothing is
+-- registered if a younger one stays or if the devices are too many. Entries of dead nodes are removed on the
+-- way. Called first without them: if one of the other nodes turns out to be dead, it is called again.
 
 local LAST_SEEN = '\1last_seen'
 local mine = cjson.decode(ARGV[2])
@@ -21,6 +22,7 @@ for i = 6, #ARGV do dead[ARGV[i]] = true end
 
 local held, held_text
 local others, last_seen, dead_since = 0, 0, 0
+local nodes, known = {}, { [mine.node] = true }
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
   local device, text = fields[i], fields[i + 1]
@@ -32,10 +34,16 @@ for i = 1, #fields, 2 do
     if not readable or dead[entry.node] then
       redis.call('HDEL', KEYS[1], device)
       if readable then dead_since = math.max(dead_since, tonumber(entry.since) or 0) end
-    elseif device == ARGV[1] then
-      held, held_text = entry, text
     else
-      others = others + 1
+      if not known[entry.node] then
+        known[entry.node] = true
+        nodes[#nodes + 1] = entry.node
+      end
+      if device == ARGV[1] then
+        held, held_text = entry, text
+      else
+        others = others + 1
+      end
     end
   end
 end
@@ -51,12 +59,12 @@ if foreign and held.since >= mine.since then
     mine.since = held.since + 1
     entry = cjson.encode(mine)
   elseif held.since > mine.since then
-    return {1, others + 1, ''}
+    return {1, others + 1, '', nodes}
   end
 end
 -- Late: the session was registered again under a newer lease.
-if held and not foreign and held.term > mine.term then return {0, others + 1, ''} end
-if not held and others >= tonumber(ARGV[3]) then return {0, others + 1, ''} end
+if held and not foreign and held.term > mine.term then return {0, others + 1, '', nodes} end
+if not held and others >= tonumber(ARGV[3]) then return {0, others + 1, '', nodes} end
 redis.call('HSET', KEYS[1], ARGV[1], entry)
 redis.call('EXPIRE', KEYS[1], ARGV[4])
-return {0, others + 1, foreign and held_text or ''}
+return {0, others + 1, foreign and held_text or '', nodes}

@@ -10,6 +10,7 @@ use super::error::failed;
 use super::{Postgres, millis, sql, uuids};
 use crate::ids::{ConversationId, MessageId, Seq, UserId};
 use crate::protocol::model::{Mention, Message, MessageType};
+use crate::sabotage::{self, Mutation};
 use crate::store::types::{
     Anchor, History, HistoryPage, NewMessage, OutboxLease, SendOutcome, Stored,
 };
@@ -114,6 +115,10 @@ pub async fn send(
         .fetch_all(&mut *connection)
         .await
         .map_err(|error| failed(error, true))?;
+    if sabotage::is_on(Mutation::ForgetOutbox) {
+        let forget = sqlx::query("delete from outbox where id = $1").bind(outbox.id.0);
+        let _ = forget.execute(&mut *connection).await;
+    }
 
     let first_ids: Vec<Uuid> =
         judged.iter().filter(|j| j.verdict == 1).filter_map(|j| j.first_id).collect();

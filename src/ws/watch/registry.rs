@@ -134,10 +134,14 @@ impl Registry {
     /// The users who watch `user` and were told something else than this; empty if there is nothing
     /// to tell.
     pub(super) fn to_be_told(&self, user: UserId, online: bool) -> Vec<UserId> {
-        let state = self.state();
-        let watched = state.users.get(&user).filter(|watched| watched.told != Some(online));
-        let watchers = watched.iter().flat_map(|watched| &watched.watchers);
-        let mut watchers: Vec<UserId> = watchers.map(|session| session.user_id).collect();
+        let mut state = self.state();
+        let Some(watched) = state.users.get_mut(&user) else { return Vec::new() };
+        // Where nobody was told anything yet, the answer that is under way says this.
+        if *watched.told.get_or_insert(online) == online {
+            return Vec::new();
+        }
+        let mut watchers: Vec<UserId> =
+            watched.watchers.iter().map(|session| session.user_id).collect();
         watchers.sort_unstable();
         watchers.dedup();
         watchers
@@ -237,6 +241,24 @@ mod tests {
         assert_eq!((events(&ann).await, events(&eve).await, events(&ben).await), (1, 0, 1));
         assert_eq!(registry.to_be_told(him, true), [], "all who watch him know");
         assert_eq!(registry.to_be_told(him, false), [user(2), user(4)]);
+    }
+
+    /// Seen on a slow machine: one who came just before he was watched was told of by an event beside
+    /// the answer that said the same.
+    #[tokio::test]
+    async fn what_the_answer_will_say_is_not_told_beside_it() {
+        let registry = Registry::default();
+        let him = user(1);
+        let ann = session(user(2)).await;
+        registry.replace(&ann, registry.turn(), &[him]);
+        assert_eq!(registry.to_be_told(him, true), []);
+        assert!(registry.settle(found(him, true), true).online);
+        assert_eq!((events(&ann).await, registry.take_due(10)), (0, vec![]));
+        // An answer that was read before that is put right.
+        let ben = session(user(3)).await;
+        registry.replace(&ben, registry.turn(), &[him]);
+        assert!(registry.settle(found(him, false), true).online);
+        assert_eq!(registry.take_due(10), [him]);
     }
 
     #[tokio::test]

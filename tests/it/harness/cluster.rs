@@ -361,7 +361,7 @@ pub fn user() -> Uuid {
 }
 
 /// `TIDINGS_TEST_LOG=debug` shows what the nodes of this process do.
-fn show_logs() {
+pub fn show_logs() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let Some(level) = services::log_level() else { return };

@@ -25,6 +25,10 @@ use session::Ended;
 
 /// Orders that may wait for a device.
 const ORDERS: usize = 256;
+/// Closed because another connection of the device took its place.
+const REPLACED: u16 = 4409;
+/// So long after it was given up a connection may still reach the server, and take that place.
+const GIVEN_UP: Duration = Duration::from_secs(60);
 /// The first wait before coming back is up to this, the next up to twice as much, and so on.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
@@ -101,6 +105,8 @@ pub struct Device {
     state: watch::Sender<State>,
     away: bool,
     stalled_until: Option<Instant>,
+    /// When it last gave a connection up that the server may still take for one.
+    gave_up: Option<Instant>,
     /// Kinds of events that told of no change.
     heard: BTreeSet<(Uuid, String)>,
 }
@@ -120,6 +126,7 @@ impl Device {
             state,
             away: true,
             stalled_until: None,
+            gave_up: None,
             heard: BTreeSet::new(),
             profile,
         };
@@ -140,6 +147,9 @@ impl Device {
                     self.commands.on_lost(|entry| self.profile.note(entry));
                     self.resume.on_lost();
                     self.show(|state| state.connected = false);
+                    if let Ended::Dropped | Ended::Silent = ended {
+                        self.gave_up = Some(Instant::now());
+                    }
                     match ended {
                         Ended::Ordered => break,
                         Ended::Away => self.on_left("goes away", Duration::ZERO),
@@ -150,6 +160,7 @@ impl Device {
                     }
                 }
                 Err(error) => {
+                    self.gave_up = Some(Instant::now());
                     self.note(Entry::NotConnected { why: format!("{error:#}") });
                     Duration::ZERO
                 }
@@ -185,7 +196,12 @@ impl Device {
         if let Some(fault) = &closed.fault {
             self.note(Entry::Fault { what: fault.clone() });
         }
-        if let Some(code @ (1002 | 1007 | 1009 | 4400..=4499)) = closed.code {
+        // Replaced, perhaps by what was left of its own: then it comes back, once.
+        let by_itself = closed.code == Some(REPLACED)
+            && self.gave_up.take().is_some_and(|at| at.elapsed() < GIVEN_UP);
+        if let Some(code @ (1002 | 1007 | 1009 | 4400..=4499)) = closed.code
+            && !by_itself
+        {
             self.show(|state| state.banned = Some(code));
         }
         Duration::from_millis(closed.retry_ms.unwrap_or_default())

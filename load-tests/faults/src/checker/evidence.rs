@@ -67,6 +67,8 @@ pub struct Evidence {
     pub records: Vec<Record>,
     /// Who was let in later: his row tells of his last stay only.
     pub added: BTreeSet<(Uuid, Uuid)>,
+    /// Whether who is connected must have been told of every change.
+    pub tells_all: bool,
     /// In their order.
     pub losses: Vec<Loss>,
     /// From when until when all sockets were down or on their way back.
@@ -132,6 +134,7 @@ impl Evidence {
             edits: rows(folder, "edits")?,
             records: records.into_iter().map(record).collect::<Result<_, _>>()?,
             added: circumstances.added.into_iter().collect(),
+            tells_all: circumstances.tells_all,
             losses: circumstances.losses,
             storms: circumstances.storms,
             leftovers: circumstances.leftovers,

@@ -15,15 +15,24 @@ use crate::nodes::DRAIN_TIME;
 const ENOUGH_SOCKETS: usize = 20;
 const ENOUGH_DRAINS: usize = 3;
 const ENOUGH_SENDS: usize = 4;
+/// How long after it was given up a connection may still take the place of its device's next one.
+const GIVEN_UP_MS: u64 = 60_000;
 
 /// Of two that follow different logs one is told to read anew; and nobody else.
 pub fn servers_keep_to_the_contract(evidence: &Evidence, faults: &mut Faults<'_>) {
     let mut first: HashMap<&str, usize> = HashMap::new();
+    let mut gave_up: HashMap<&str, u64> = HashMap::new();
     for (era, line) in evidence.with_eras() {
         match &line.entry {
             Entry::Connected { .. } => {
                 first.entry(&line.device).or_insert(era);
             }
+            Entry::NotConnected { .. } | Entry::Closed { code: None, .. } => {
+                gave_up.insert(&line.device, line.at);
+            }
+            // Once, by what was left of a connection that it gave up.
+            Entry::Closed { code: Some(4409), .. }
+                if gave_up.remove(&*line.device).is_some_and(|at| line.at - at < GIVEN_UP_MS) => {}
             Entry::Fault { what } => faults.add(format!("{} at {}: {what}", line.device, line.at)),
             Entry::Closed {
                 code: Some(code @ (1002 | 1007 | 1009 | 1011 | 4400..=4499)), ..

@@ -14,12 +14,13 @@ use super::{Counts, Faults};
 
 type Rule = fn(&Evidence, &mut Faults<'_>);
 
-pub const ALL: [(&str, Rule); 12] = [
+pub const ALL: [(&str, Rule); 13] = [
     ("acknowledged is stored", stored::acknowledged_is_stored),
     ("refused is not stored", stored::refused_is_not_stored),
     ("each command has an outcome", stored::each_command_has_an_outcome),
     ("one message, one place", stored::one_message_one_place),
     ("nobody is forgotten", received::nobody_is_forgotten),
+    ("who is connected is told", received::who_is_connected_is_told),
     ("no gap, no step back", received::no_gap_no_step_back),
     ("no event to a stranger", received::no_event_to_a_stranger),
     ("what clients hold is what is stored", received::held_is_stored),

@@ -1,6 +1,6 @@
 //! What reached whom, and how.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use tidings_client::history::{Entry, How, State, hash};
 use uuid::Uuid;
@@ -74,6 +74,41 @@ struct Seen {
     held: HashSet<Uuid>,
     /// Told of, by events and answers.
     places: HashSet<u64>,
+}
+
+/// Before the final resume: a device that is connected has the whole log of each conversation, edits,
+/// deletions and changes of members too, which nobody proves.
+pub fn who_is_connected_is_told(evidence: &Evidence, faults: &mut Faults<'_>) {
+    let Some(settled) = evidence.settled.filter(|_| evidence.tells_all) else { return };
+    let mut connected: BTreeSet<(Uuid, &str)> = BTreeSet::new();
+    let mut cursors: HashMap<(&str, Uuid), u64> = HashMap::new();
+    for line in &evidence.lines[..settled] {
+        let device = (line.user, &*line.device);
+        match &line.entry {
+            Entry::Connected { .. } => {
+                connected.insert(device);
+            }
+            Entry::Closed { .. } => {
+                connected.remove(&device);
+            }
+            Entry::Told { conversation, cursor: Some(cursor), .. }
+            | Entry::Page { conversation, cursor: Some(cursor), .. } => {
+                cursors.insert((&line.device, *conversation), *cursor);
+            }
+            _ => {}
+        }
+    }
+    for (user, device) in connected {
+        let rows = evidence.participants.values();
+        for row in rows.filter(|row| row.user_id == user && row.left_seq.is_none()) {
+            let conversation = row.conversation_id;
+            let head = evidence.conversations.get(&conversation).map_or(0, |c| c.last_seq);
+            let cursor = cursors.get(&(device, conversation)).copied().unwrap_or_default();
+            if cursor != head {
+                faults.add(format!("{device} is at {cursor} of {head} in {conversation}"));
+            }
+        }
+    }
 }
 
 /// A cursor goes up, by events of each place or by a page; and by then all messages up to it are

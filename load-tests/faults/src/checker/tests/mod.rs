@@ -191,6 +191,37 @@ fn a_lost_message_is_seen() {
     assert_eq!(lost, ["acknowledged is stored", "what clients hold is what is stored"]);
 }
 
+#[test]
+fn who_is_connected_and_not_told_is_seen() {
+    let connected = |evidence: &mut Evidence| {
+        evidence.tells_all = true;
+        let (session, node, epoch) = (id(0), id(0), id(0));
+        evidence.lines.insert(0, line(GRACE, "g", Entry::Connected { session, node, epoch }));
+    };
+    assert_eq!(broken(connected), [""; 0]);
+    // Kafka has the last message for her, but she is there, and only the final resume brings it.
+    let silent = |evidence: &mut Evidence| {
+        let settled = settled(&evidence.lines).unwrap();
+        evidence.lines.swap(settled - 1, settled);
+        evidence.records[3].recipients.push(GRACE);
+    };
+    let left = |evidence: &mut Evidence| {
+        let closed = Entry::Closed { code: None, why: "goes away".into() };
+        evidence.lines.insert(1, line(GRACE, "g", closed));
+    };
+    let not_told = |evidence: &mut Evidence| {
+        silent(evidence);
+        connected(evidence);
+    };
+    assert_eq!(broken(not_told), ["who is connected is told"]);
+    let away = |evidence: &mut Evidence| {
+        not_told(evidence);
+        left(evidence);
+    };
+    assert_eq!(broken(away), [""; 0]);
+    assert_eq!(broken(silent), [""; 0], "an edit's loss may go unnoticed in this run");
+}
+
 /// The message of this place comes after all.
 fn late(place: u64) -> Entry {
     let mut entry = page(place - 1, place, &[place]);
@@ -326,6 +357,15 @@ fn what_servers_must_not_do_is_seen() {
         let at_fault = broken(|evidence| evidence.lines.push(line(GRACE, "g", entry)));
         assert_eq!(at_fault, ["servers keep to the contract"]);
     }
+    let replaced = || Entry::Closed { code: Some(4409), why: "replaced".into() };
+    let closed_after = |entries: Vec<Entry>| {
+        broken(|evidence| evidence.lines.extend(entries.into_iter().map(|e| line(GRACE, "g", e))))
+    };
+    let gave_up = || Entry::Closed { code: None, why: "drops its connection".into() };
+    let late = ["servers keep to the contract"];
+    assert_eq!(closed_after(vec![replaced()]), late);
+    assert_eq!(closed_after(vec![gave_up(), replaced()]), [""; 0], "by what was left of its own");
+    assert_eq!(closed_after(vec![gave_up(), replaced(), replaced()]), late, "once");
     let open = broken(|evidence| {
         evidence.lines.retain(
             |line| !matches!(&line.entry, Entry::Answered { command, .. } if command == "a-3"),

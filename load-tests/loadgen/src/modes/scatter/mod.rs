@@ -109,8 +109,11 @@ impl Run {
     }
 }
 
-pub async fn run(args: Args) -> anyhow::Result<bool> {
+pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     check(&args)?;
+    for url in &mut args.urls {
+        url.key.clone_from(&args.common.jwt_key);
+    }
     let mut progress = Progress::new();
     let watch = Watch::new(args.common.pids.clone())?;
     watch.check_room(args.senders * 2 + 1)?;

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
+use tidings_client::target::Target;
 use uuid::Uuid;
 
 use super::Run;
 use crate::proc::Sample;
-use crate::report::{Cost, LatencySummary, Report, Table, round};
+use crate::report::{self, Cost, Latencies, Report, Table, round};
 
 /// Violations that are written out; all are counted.
 const SHOWN: usize = 10;
@@ -131,10 +132,9 @@ struct Figures {
     expected: usize,
     seconds: f64,
     acked_per_second: f64,
-    ack: LatencySummary,
-    delivery: LatencySummary,
-    /// From the sending to the second and later receipts at a device; none in a healthy run.
-    repeat: LatencySummary,
+    /// Among them `repeat`, from the sending to the second and later receipts at a device, which
+    /// a healthy run does not have.
+    latency: Latencies,
     cost: Cost,
     us_per_message: BTreeMap<String, f64>,
     violations: BTreeMap<String, u64>,
@@ -157,8 +157,10 @@ pub fn publish(
     let stats = run.stats();
     let acked = run.acked.load(std::sync::atomic::Ordering::Relaxed);
     let cost = Cost::between(before, after);
+    let named = [("ack", &stats.ack), ("delivery", &stats.delivery), ("repeat", &stats.repeat)];
+    let latency = report::latencies(named);
     let figures = Figures {
-        urls: run.args.urls.iter().map(|url| format!("http://{}", url.host)).collect(),
+        urls: run.args.urls.iter().map(Target::to_string).collect(),
         senders: run.args.senders,
         conversations: run.args.conversations,
         members: run.args.members,
@@ -168,9 +170,7 @@ pub fn publish(
         expected: acked * (run.args.members * 2 - 1),
         seconds: round(seconds, 3),
         acked_per_second: round(acked as f64 / seconds, 1),
-        ack: stats.ack.summary(),
-        delivery: stats.delivery.summary(),
-        repeat: stats.repeat.summary(),
+        latency,
         us_per_message: cost.us_per(acked as f64),
         cost,
         violations: by_kind,
@@ -189,8 +189,7 @@ pub fn publish(
     if !figures.ends.is_empty() {
         faults.push(format!("sockets ended: {:?}", figures.ends));
     }
-    let report = Report { mode: "scatter", passed: faults.is_empty(), faults, figures };
-    report.publish(&table(&report.figures), run.args.common.json.as_deref())
+    Report::new("scatter", faults, figures).publish(table, &run.args.common)
 }
 
 fn table(figures: &Figures) -> Table {
@@ -209,11 +208,7 @@ fn table(figures: &Figures) -> Table {
         ),
     );
     table.row("received", format!("{} of {} events", figures.received, figures.expected));
-    table.row("send to ack", figures.ack.to_string());
-    table.row("send to delivery", figures.delivery.to_string());
-    if figures.repeat.count > 0 {
-        table.row("send to repeat", figures.repeat.to_string());
-    }
+    table.latency(&figures.latency);
     table.cost(&figures.cost);
     table.by_process("  µs of CPU per message", &figures.us_per_message);
     table.counts("violations", &figures.violations);

@@ -1,5 +1,7 @@
 //! Sockets that are open and say nothing: what one costs the server in memory and CPU.
 
+mod outcome;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -8,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::ensure;
-use serde::Serialize;
+use futures_util::{StreamExt, stream};
 use tidings_client::socket::{CONNECT_TIMEOUT, Identity, Socket};
 use tidings_client::target::Target;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -16,16 +18,23 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
+use self::outcome::{AfterTraffic, Figures, PerSocket, Step};
 use super::count;
 use crate::Shared as Common;
 use crate::proc::{Sample, Watch};
-use crate::report::{Cost, Progress, Report, Table, round};
+use crate::report::{Cost, Progress, growth, round, rss};
+use crate::traffic::prepare::{self, Rests};
 use crate::{duration, wire};
 
 /// Handshakes under way at a time.
 const HANDSHAKES: usize = 256;
 /// After the last `hello`, until what the handshakes needed has been given back.
 const SETTLE: Duration = Duration::from_secs(3);
+/// From the last message to its last receipt.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Members of a group that is told something, and groups at a time.
+const GROUP: usize = 100;
+const TELLERS: usize = 4;
 const TICK: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
@@ -34,15 +43,22 @@ pub struct Args {
     url: Target,
     #[arg(long, default_value_t = 10_000)]
     sockets: usize,
+    /// Instead, so many at first, then so many in all, and so on: does each cost the same?
+    #[arg(long, value_delimiter = ',', conflicts_with = "sockets")]
+    steps: Vec<usize>,
     /// Sockets opened in a second, and commands sent in a second after that.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// How long they are held open, silent.
     #[arg(long, default_value = "30s", value_parser = duration)]
     hold: Duration,
-    /// Then let each socket send one large command, and measure the memory again.
+    /// Then let each socket receive messages and send one large command, and measure the memory
+    /// again.
     #[arg(long)]
     after_traffic: bool,
+    /// That each receives.
+    #[arg(long, default_value_t = 20)]
+    messages: usize,
     /// How long after the traffic.
     #[arg(long, default_value = "60s", value_parser = duration)]
     rest: Duration,
@@ -71,89 +87,70 @@ enum Phase {
 struct Run {
     args: Args,
     ping: String,
+    users: Vec<Uuid>,
     phase: watch::Sender<Phase>,
     /// Sockets whose `hello` came.
     opened: AtomicUsize,
     failed: AtomicUsize,
+    /// Messages at all sockets together.
+    received: AtomicUsize,
     /// Commands that were answered.
     answered: AtomicUsize,
     /// How sockets failed or ended, other than by our own will.
     ends: Mutex<BTreeMap<String, u64>>,
 }
 
-#[derive(Serialize)]
-struct Figures {
-    url: String,
-    sockets: usize,
-    opened: usize,
-    connect_seconds: f64,
-    connect_cost: Cost,
-    connect_us_per_socket: BTreeMap<String, f64>,
-    /// Resident bytes by process: before the first socket, with all open, after the hold.
-    rss_before: BTreeMap<String, u64>,
-    rss_open: BTreeMap<String, u64>,
-    rss_held: BTreeMap<String, u64>,
-    /// Growth of the resident bytes from before to after the hold.
-    bytes_per_socket: BTreeMap<String, f64>,
-    fds_held: BTreeMap<String, usize>,
-    hold_seconds: f64,
-    hold_cost: Cost,
-    /// CPU of one idle socket in a second.
-    hold_us_per_socket_second: BTreeMap<String, f64>,
-    after_traffic: Option<AfterTraffic>,
-    rss_closed: BTreeMap<String, u64>,
-    ends: BTreeMap<String, u64>,
-}
-
-#[derive(Serialize)]
-struct AfterTraffic {
-    command_bytes: u32,
-    answered: usize,
-    rest_seconds: f64,
-    rss: BTreeMap<String, u64>,
-    bytes_per_socket: BTreeMap<String, f64>,
-    cost: Cost,
-    us_per_command: BTreeMap<String, f64>,
-}
-
-pub async fn run(args: Args) -> anyhow::Result<bool> {
-    ensure!(args.sockets > 0, "--sockets must not be 0");
+pub async fn run(mut args: Args) -> anyhow::Result<bool> {
+    let mut steps = std::mem::take(&mut args.steps);
+    if steps.is_empty() {
+        steps.push(args.sockets);
+    }
+    ensure!(steps.is_sorted() && steps[0] > 0, "--steps go up");
+    args.sockets = steps[steps.len() - 1];
+    args.url.key.clone_from(&args.common.jwt_key);
     let mut progress = Progress::new();
     let watch = Watch::new(args.common.pids.clone())?;
-    watch.check_room(args.sockets)?;
+    watch.check_room(args.sockets + prepare::AT_ONCE)?;
     let run = Arc::new(Run {
         ping: wire::padded_ping(args.command_bytes as usize),
+        users: (0..args.sockets).map(|_| Uuid::new_v4()).collect(),
         args,
         phase: watch::Sender::new(Phase::Hold),
         opened: AtomicUsize::new(0),
         failed: AtomicUsize::new(0),
+        received: AtomicUsize::new(0),
         answered: AtomicUsize::new(0),
         ends: Mutex::default(),
     });
     let mut tasks = JoinSet::new();
+    let start = watch.sample()?;
+    let (mut before, mut opened) = (watch.sample()?, 0);
+    let mut figures = Vec::new();
+    for sockets in steps {
+        let begun = Instant::now();
+        open_to(&run, sockets, &mut tasks, &mut progress).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let now = run.opened.load(Relaxed);
+        let more = now - opened;
+        let failures = || run.ends.lock().expect("no holder panics").clone();
+        ensure!(more > 0, "no socket could be opened: {:?}", failures());
+        let connected = watch.sample()?;
+        sleep(SETTLE).await;
+        let open = watch.sample()?;
+        figures.push(Step::new((now, more), seconds, &start, &before, &connected, &open));
+        (before, opened) = (open, now);
+    }
 
-    let before = watch.sample()?;
-    let started = Instant::now();
-    open_all(&run, &mut tasks, &mut progress).await;
-    let opened = run.opened.load(Relaxed);
-    let failures = run.ends.lock().expect("no holder panics").clone();
-    ensure!(opened > 0, "no socket could be opened: {failures:?}");
-    let connect_seconds = started.elapsed().as_secs_f64();
-    let connected = watch.sample()?;
-    sleep(SETTLE).await;
-    let open = watch.sample()?;
-
+    let (open, sockets) = (before, opened);
     let hold = Instant::now();
-    hold_until(hold + run.args.hold, || format!("{opened} sockets held"), &mut progress).await;
+    hold_until(hold + run.args.hold, || format!("{sockets} sockets held"), &mut progress).await;
     let held = watch.sample()?;
     let hold_seconds = hold.elapsed().as_secs_f64();
-
     let after_traffic = if run.args.after_traffic {
-        Some(talk(&run, &watch, &before, &held, &mut progress).await?)
+        Some(talk(&run, &watch, &start, &held, &mut progress).await?)
     } else {
         None
     };
-
     let ends = run.ends.lock().expect("no holder panics").clone();
     run.phase.send_replace(Phase::Close);
     while tasks.join_next().await.is_some() {
@@ -162,52 +159,45 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     sleep(SETTLE).await;
     let closed = watch.sample()?;
 
-    let sockets = opened.max(1) as f64;
-    let connect_cost = Cost::between(&before, &connected);
-    let hold_cost = Cost::between(&open, &held);
+    let cost = Cost::between(&open, &held);
     let figures = Figures {
-        url: format!("ws://{}{}", run.args.url.host, run.args.url.ws_path),
+        url: run.args.url.to_string(),
         sockets: run.args.sockets,
-        opened,
-        connect_seconds: round(connect_seconds, 2),
-        connect_us_per_socket: connect_cost.us_per(sockets),
-        connect_cost,
-        rss_before: rss(&before),
-        rss_open: rss(&open),
+        opened: sockets,
+        steps: figures,
+        rss_before: rss(&start),
         rss_held: rss(&held),
-        bytes_per_socket: growth(&before, &held, sockets),
+        rss_closed: rss(&closed),
+        bytes_per_socket: growth(&start, &held, sockets as f64),
+        kernel: PerSocket::between(&start.kernel, &held.kernel, sockets as f64),
         fds_held: held.usage.iter().map(|(name, usage)| (name.clone(), usage.fds)).collect(),
         hold_seconds: round(hold_seconds, 2),
-        hold_us_per_socket_second: hold_cost.us_per(sockets * hold_seconds),
-        hold_cost,
+        us_per_socket_second: cost.us_per(sockets as f64 * hold_seconds),
+        cost,
         after_traffic,
-        rss_closed: rss(&closed),
         ends,
     };
-    let faults = faults(&run.args, &figures);
-    let report = Report { mode: "idle", passed: faults.is_empty(), faults, figures };
-    report.publish(&table(&report.figures), run.args.common.json.as_deref())
+    outcome::publish(&run.args, figures)
 }
 
-/// At the given rate; returns when each socket is open or has failed.
-async fn open_all(run: &Arc<Run>, tasks: &mut JoinSet<()>, progress: &mut Progress) {
+/// At the given rate, until so many are open in all; returns when each is open or has failed.
+async fn open_to(run: &Arc<Run>, sockets: usize, tasks: &mut JoinSet<()>, progress: &mut Progress) {
     let permits = Arc::new(Semaphore::new(HANDSHAKES));
     let started = Instant::now();
+    let tried = || run.opened.load(Relaxed) + run.failed.load(Relaxed);
     let told = || {
         let (opened, failed) = (run.opened.load(Relaxed), run.failed.load(Relaxed));
         format!("{opened} of {} sockets open, {failed} failed", run.args.sockets)
     };
-    for index in 0..run.args.sockets {
+    for (turn, index) in (tried()..sockets).enumerate() {
         // The timer's steps of 1 ms make small bursts of it at high rates.
-        sleep_until(started + pause(run, index)).await;
+        sleep_until(started + pause(run, turn)).await;
         let permit = permits.clone().acquire_owned().await.expect("it is never closed");
         tasks.spawn(socket(run.clone(), index, permit));
         progress.tell(told);
     }
     let deadline = Instant::now() + CONNECT_TIMEOUT + TICK;
-    while run.opened.load(Relaxed) + run.failed.load(Relaxed) < run.args.sockets
-        && Instant::now() < deadline
-    {
+    while tried() < sockets && Instant::now() < deadline {
         sleep(TICK).await;
         progress.tell(told);
     }
@@ -241,7 +231,7 @@ async fn socket(run: Arc<Run>, index: usize, permit: OwnedSemaphorePermit) {
     drop(permit);
     loop {
         let closed = tokio::select! {
-            closed = client.pump(|_, _| {}) => closed,
+            closed = client.pump(|_, text| receive(&run, text)) => closed,
             changed = phase.changed() => {
                 let now = *phase.borrow_and_update();
                 match now {
@@ -262,8 +252,14 @@ async fn socket(run: Arc<Run>, index: usize, permit: OwnedSemaphorePermit) {
 async fn open(run: Arc<Run>, index: usize) -> anyhow::Result<Socket> {
     let target = &run.args.url;
     let device = format!("load-{index}");
-    let identity = Identity { user: Uuid::new_v4(), device: &device };
+    let identity = Identity { user: run.users[index], device: &device };
     Socket::open(target, target.source(index), identity, !run.args.classic).await
+}
+
+fn receive(run: &Run, text: &[u8]) {
+    if wire::kind(text) == "new_message" {
+        run.received.fetch_add(1, Relaxed);
+    }
 }
 
 fn note(run: &Run, end: &str) {
@@ -281,7 +277,10 @@ async fn command(
     let mut answered = false;
     loop {
         tokio::select! {
-            closed = client.pump(|_, text| answered |= wire::kind(text) == "pong") => {
+            closed = client.pump(|_, text| {
+                answered |= wire::kind(text) == "pong";
+                receive(run, text);
+            }) => {
                 if closed.is_some() {
                     return closed;
                 }
@@ -295,6 +294,7 @@ async fn command(
     }
 }
 
+/// Each user is told some messages in a group, and says one thing himself.
 async fn talk(
     run: &Run,
     watch: &Watch,
@@ -303,6 +303,14 @@ async fn talk(
     progress: &mut Progress,
 ) -> anyhow::Result<AfterTraffic> {
     let opened = run.opened.load(Relaxed);
+    tell_all(run, progress).await?;
+    let expected = opened * run.args.messages;
+    let received = || run.received.load(Relaxed);
+    let deadline = Instant::now() + RECEIVE_TIMEOUT;
+    while received() < expected && Instant::now() < deadline {
+        sleep(TICK).await;
+        progress.tell(|| format!("{} of {expected} messages received", received()));
+    }
     run.phase.send_replace(Phase::Talk);
     let deadline = Instant::now() + pause(run, run.args.sockets) + CONNECT_TIMEOUT;
     let told = || format!("{} of {opened} commands answered", run.answered.load(Relaxed));
@@ -316,82 +324,40 @@ async fn talk(
     let rested = watch.sample()?;
     let cost = Cost::between(held, &sent);
     let answered = run.answered.load(Relaxed);
+    let sockets = opened.max(1) as f64;
     Ok(AfterTraffic {
+        received: run.args.messages,
+        received_in_all: received(),
         command_bytes: run.args.command_bytes,
         answered,
         rest_seconds: round(rest.elapsed().as_secs_f64(), 2),
         rss: rss(&rested),
-        bytes_per_socket: growth(before, &rested, opened.max(1) as f64),
-        us_per_command: cost.us_per(answered.max(1) as f64),
+        bytes_per_socket: growth(before, &rested, sockets),
+        kernel: PerSocket::between(&before.kernel, &rested.kernel, sockets),
+        us_per_frame: cost.us_per((answered + received()).max(1) as f64),
         cost,
     })
 }
 
-fn rss(sample: &Sample) -> BTreeMap<String, u64> {
-    let memory = sample.usage.iter();
-    memory.map(|(name, usage)| (name.clone(), usage.memory.rss_bytes)).collect()
-}
-
-fn growth(before: &Sample, after: &Sample, sockets: f64) -> BTreeMap<String, f64> {
-    let (before, after) = (rss(before), rss(after));
-    let each = after.into_iter().map(|(name, after)| {
-        let grown = after as f64 - before[&name] as f64;
-        (name, round(grown / sockets, 0))
-    });
-    each.collect()
-}
-
-fn faults(args: &Args, figures: &Figures) -> Vec<String> {
-    let mut faults = Vec::new();
-    if figures.opened < figures.sockets {
-        faults.push(format!("{} of {} sockets opened", figures.opened, figures.sockets));
-    }
-    if !figures.ends.is_empty() {
-        faults.push(format!("sockets ended: {:?}", figures.ends));
-    }
-    if let Some(after) = figures.after_traffic.as_ref().filter(|a| a.answered < figures.opened) {
-        faults.push(format!("{} of {} commands answered", after.answered, figures.opened));
-    }
-    if let Some(max) = args.max_bytes_per_socket {
-        match figures.bytes_per_socket.get("node") {
-            Some(bytes) if *bytes <= max => {}
-            Some(bytes) => faults.push(format!("{bytes} bytes per socket, at most {max} allowed")),
-            None => faults.push("--max-bytes-per-socket needs --pid node=PID".to_owned()),
+/// Groups of all users, by somebody who is not connected.
+async fn tell_all(run: &Run, progress: &mut Progress) -> anyhow::Result<()> {
+    let rests = Rests::new(&run.args.url);
+    let groups: Vec<&[Uuid]> = run.users.chunks(GROUP).collect();
+    let tell = async |members: &[Uuid]| {
+        let writer = Uuid::new_v4();
+        let created = rests.with(async |rest| rest.create_group(writer, "idle", members).await);
+        let group = created.await?.id;
+        for _ in 0..run.args.messages {
+            rests.with(async |rest| rest.send_text(writer, group, "hello").await).await?;
         }
-    }
-    faults
-}
-
-fn table(figures: &Figures) -> Table {
-    let mib = |rss: &BTreeMap<String, u64>| {
-        let each = rss.iter().map(|(name, rss)| {
-            let mib = *rss as f64 / f64::from(1 << 20);
-            format!("{name} {mib:.1} MiB")
-        });
-        each.collect::<Vec<_>>().join(", ")
+        anyhow::Ok(())
     };
-    let mut table = Table::default();
-    table.row("target", &figures.url);
-    table.row("sockets", format!("{} of {}", figures.opened, figures.sockets));
-    table.counts("ended or failed", &figures.ends);
-    table.row("connect", format!("{} s", figures.connect_seconds));
-    table.cost(&figures.connect_cost);
-    table.by_process("  µs of CPU per socket", &figures.connect_us_per_socket);
-    table.row("memory before", mib(&figures.rss_before));
-    table.row("memory open", mib(&figures.rss_open));
-    table.row("memory after the hold", mib(&figures.rss_held));
-    table.by_process("  bytes per socket", &figures.bytes_per_socket);
-    table.row("hold", format!("{} s", figures.hold_seconds));
-    table.cost(&figures.hold_cost);
-    table.by_process("  µs of CPU per socket and second", &figures.hold_us_per_socket_second);
-    if let Some(after) = &figures.after_traffic {
-        let AfterTraffic { command_bytes, answered, rest_seconds, .. } = after;
-        table.row("after traffic", format!("{answered} commands of {command_bytes} bytes"));
-        table.cost(&after.cost);
-        table.by_process("  µs of CPU per command", &after.us_per_command);
-        table.row(format!("  memory {rest_seconds} s later"), mib(&after.rss));
-        table.by_process("  bytes per socket", &after.bytes_per_socket);
+    let mut told = stream::iter(&groups).map(|members| tell(members)).buffer_unordered(TELLERS);
+    let mut count = 0;
+    while let Some(done) = told.next().await {
+        done?;
+        count += 1;
+        progress.tell(|| format!("{count} of {} groups told", groups.len()));
     }
-    table.row("memory after the close", mib(&figures.rss_closed));
-    table
+    Ok(())
 }
