@@ -68,7 +68,7 @@ pub fn count(evidence: &Evidence) -> Counts {
     }
     let acknowledged = stored::acknowledged(evidence);
     counts.lost = acknowledged.iter().filter(|(lost, ..)| *lost).count() as u64;
-    counts.in_storms = course::acknowledged_in_storms(evidence).sum();
+    counts.in_storms = course::sent_in_storms(evidence).map(|(_, count)| count).sum();
     counts.offline_records = evidence.records.len() as u64;
     counts
 }

@@ -104,5 +104,13 @@ fn a_drain_at_once_and_a_storm_that_stops_sends_are_seen() {
     assert!(!drains(50).contains(&"a drain is spread".to_owned()));
     assert!(drains(2).contains(&"a drain is spread".to_owned()));
     assert_eq!(broken(|evidence| evidence.storms.push((0, 1))), [""; 0]);
-    assert_eq!(broken(|evidence| evidence.storms.push((7, 9))), ["sends go on"]);
+    assert_eq!(broken(|evidence| evidence.storms.push((7, 9))), [""; 0], "nobody sent");
+    let stopped = broken(|evidence| {
+        let answers = evidence.lines.iter_mut();
+        answers
+            .filter(|line| matches!(line.entry, Entry::Answered { .. }))
+            .for_each(|line| line.at = 9);
+        evidence.storms.push((0, 9));
+    });
+    assert_eq!(stopped, ["sends go on"]);
 }
