@@ -241,6 +241,19 @@ async fn many_are_answered_in_their_order() {
     .await;
 }
 
+/// Who joins shares a batch with others: what stands in one user's hash is not to fail them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_names_no_node_fails_nobody() {
+    let Some(redis) = shared() else { return };
+    let (node, user) = (Node::on(&redis).await, user());
+    let mut connection = connection(&redis).await;
+    let mut set = redis::cmd("HSET");
+    set.arg(redis.user_key("presence", user)).arg("tablet").arg(r#"{"session":"x"}"#);
+    set.exec_async(&mut connection).await.unwrap();
+    assert_eq!(node.register(user, &entry("phone", 0)).await.devices, 2);
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_nodes_sessions_are_void_when_its_lease_runs_out() {
     let Some(redis) = shared() else { return };

@@ -35,7 +35,8 @@ for i = 1, #fields, 2 do
       redis.call('HDEL', KEYS[1], device)
       if readable then dead_since = math.max(dead_since, tonumber(entry.since) or 0) end
     else
-      if not known[entry.node] then
+      -- What names no node is judged by nobody; an index of nothing would fail the whole batch.
+      if type(entry.node) == 'string' and not known[entry.node] then
         known[entry.node] = true
         nodes[#nodes + 1] = entry.node
       end
