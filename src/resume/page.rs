@@ -177,7 +177,8 @@ pub fn assemble(
                     }
                     LogPage::Part(part) => {
                         let id = wanted.conversation_id;
-                        let conversation = part.info_changed(wanted.since).then(|| shown(id)).flatten();
+                        let conversation =
+                            part.info_changed(wanted.since).then(|| shown(id)).flatten();
                         Some(changed(wanted, part, conversation))
                     }
                 }

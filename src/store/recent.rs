@@ -353,9 +353,8 @@ mod tests {
     fn a_log_is_given_above_the_floor_and_at_its_head_only() {
         // 3 was edited at 9, and so stands there.
         let entry = read(5, 9, &[(6, 6), (8, 8), (3, 9)]).unwrap();
-        let part = |since, room, last_seq, from| {
-            changes(entry.part(&wanted(since, room, last_seq, from)))
-        };
+        let part =
+            |since, room, last_seq, from| changes(entry.part(&wanted(since, room, last_seq, from)));
         assert_eq!(part(5, 3, 9, 1), Some(vec![(6, 6), (8, 8), (3, 9)]), "in order of change");
         assert_eq!(part(6, 3, 9, 1), Some(vec![(8, 8), (3, 9)]));
         assert_eq!(part(8, 3, 9, 1), Some(vec![(3, 9)]));

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use tidings::ids::{ConversationId, UserId};
 use tidings::store::Store;
-use tidings::store::types::{
-    Anchor, HistoryPage, LogPage, LogPart, PageWanted, Span,
-};
+use tidings::store::types::{Anchor, HistoryPage, LogPage, LogPart, PageWanted, Span};
 use tidings::telemetry::Metrics;
 
 use super::fixture::{Fixture, message, stored, users};
