@@ -452,7 +452,10 @@ mod tests {
         assert_eq!(go_on(message(4, 4)), Some((4, 3)));
         assert_eq!(go_on(message(6, 6)), Some((4, 3)), "5 is not known");
         let entry = recent.0.get(&ID).unwrap();
-        assert_eq!(entry.bytes, entry.messages.iter().map(|message| weight(message)).sum());
+        assert_eq!(
+            entry.bytes,
+            entry.messages.iter().map(|message| weight(message)).sum::<usize>()
+        );
         assert_eq!((entry.change_floor, entry.info_head), (0, 1));
         let parent_message_id = Some(MessageId(Uuid::from_u128(2)));
         let reply = Message { parent_message_id, ..message(5, 5) };
