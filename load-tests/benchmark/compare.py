@@ -71,7 +71,7 @@ def table(reports: dict, tests: list[str], pairs: int) -> str:
     """For each measure of these tests the medians, and B / A: the median of the pairs' ratios, with the lowest and highest."""
     rows = [("measure", "unit", "A", "B", "B / A", "of the pairs")]
     for measure in [measure for measure in MEASURES if measure.test in tests]:
-        rows.append(compared(measure.name, measure.unit, *[[measure.value(one) for one in reports[side, measure.test]] for side in "AB"]))
+        rows.append(compared(measure.name.split(",")[0].split(";")[0], measure.unit, *[[measure.value(one) for one in reports[side, measure.test]] for side in "AB"]))
         if measure.cost and measure.unit == "µs":
             values = [[per_unit(measure, one, softirq) for one in reports[side, measure.test]] for side in "AB"]
             rows.append(compared("  softirq", measure.unit, *values))

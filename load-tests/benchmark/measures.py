@@ -115,7 +115,7 @@ MEASURES = [
             peers="20: the usual Rust shape"),
     Measure("idle CPU of a socket in a second, heartbeats on", "µs", "idle", top("us_per_socket_second"), cost_of("cost"),
             gate=3, aim=1.5, peers="Centrifugo 4.7, 2.2 tuned (published)",
-            beside=(("node alone", top("us_per_socket_second", "node")),)),
+            beside=(("node alone", top("us_per_socket_second", "node")), ("Kafka, which has nothing to do", top("us_per_socket_second", "kafka")))),
     Measure("connect + JWT + subscribe + presence, cluster mode, all server CPU", "µs", "idle", step(0, "us_per_connect"),
             lambda report: report["steps"][0]["cost"], gate=300, aim=200, peers="Centrifugo with Redis 375, naive Go with Redis 382",
             beside=(("node alone", lambda report: report["steps"][0]["us_per_connect"]["node"]),)),

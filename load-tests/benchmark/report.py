@@ -6,7 +6,7 @@ from statistics import median
 from . import svg
 from .measures import CLIENTS, CONTRACT, MEASURES, Figure, Measure, figure, others, per_unit, seconds, server, softirq
 from .results import Results
-from .tests import BY_NAME, FACTORS, RATES, STANDARD, Scale
+from .tests import FACTORS, RATES, STANDARD
 
 INTRO = """\
 # Benchmarks
@@ -50,19 +50,22 @@ def write(docs: Path, results: Results) -> None:
     """`docs` holds benchmarks.md and the folder benchmarks; what is written by hand there stays."""
     folder = docs / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, chart in charts(results).items():
+    drawn = {name: chart for name, chart in charts(results).items() if any(series.points for series in chart.series)}
+    for name, chart in drawn.items():
         (folder / f"{name}.svg").write_text(svg.render(chart))
     findings = folder / "findings.md"
     if not findings.exists():
         findings.write_text("## Findings\n\nNothing written yet.\n")
     machine = (results.setups() or [{"machine": {}}])[-1]["machine"]
     cores, files = machine.get("cores", "?"), machine.get("open files for each process", 0)
+    quick = any(one.get("quick") for one in results.setups())
     parts = [
+        "> **Not figures:** made by `--quick`, which shows only that all works.\n" if quick else "",
         INTRO.format(cores=cores),
         main_table(results),
         contract_table(results),
         faults(results),
-        curves(),
+        curves(drawn),
         findings.read_text().strip() + "\n",
         NOT_MEASURED.format(cores=cores, files=files),
         by_process(results),
@@ -202,7 +205,7 @@ def ms_of(what: str, quantile: str):
     return lambda report: report["latency"].get(what, {}).get(quantile, 0) / 1e3
 
 
-def curves() -> str:
+def curves(drawn: dict) -> str:
     plots = {
         "Cost grows as work grows": ("memory", "connects", "groups", "load-cost"),
         "Latency": ("load-latency",),
@@ -210,7 +213,7 @@ def curves() -> str:
     }
     lines = ["## Curves", "", "Bands show the lowest and the highest run where there was more than one.", ""]
     for title, names in plots.items():
-        lines += [f"### {title}", "", *[f"![{name}](benchmarks/{name}.svg)" for name in names], ""]
+        lines += [f"### {title}", "", *[f"![{drawn[name].title}](benchmarks/{name}.svg)" for name in names if name in drawn], ""]
     return "\n".join(lines)
 
 

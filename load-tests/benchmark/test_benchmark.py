@@ -60,7 +60,7 @@ def made_up(folder: Path) -> Results:
     kernel = {"slab_bytes_per_socket": 8_000.0, "buffer_bytes_per_socket": 0.0}
     idle = {"sockets": sockets, "hold_seconds": 25.0, "cost": cost(**held, loadgen=1.0), "bytes_per_socket": {"node": 1_024.0, "redis": 300.0},
             "rss_before": {"node": 20 << 20}, "rss_held": {"node": 40 << 20}, "kernel": kernel,
-            "us_per_socket_second": {"node": 1.0, "redis": 0.1, "loadgen": 7.0},
+            "us_per_socket_second": {"node": 1.0, "redis": 0.1, "kafka": 0.6, "loadgen": 7.0},
             "steps": [{"sockets": sockets, "us_per_connect": {"node": 100.0, "redis": 20.0, "loadgen": 70.0}, "cost": cost(node=1.5, redis=0.3, loadgen=1.0)}],
             "after_traffic": {"rss": {"node": 50 << 20}, "bytes_per_socket": {"node": 2_048.0}}}
     add("idle", idle)
@@ -136,9 +136,9 @@ class Plots(unittest.TestCase):
 
 class Order(unittest.TestCase):
     def test_the_saturation_is_found_first_and_tests_take_turns(self):
-        cells = cli.cells([BY_NAME["load-4000"], BY_NAME["idle"], BY_NAME["chat"]], 2)
+        cells = cli.cells([BY_NAME["load-4000"], BY_NAME["idle"], BY_NAME["chat"], BY_NAME["steps"]], 2, 1)
         names = [(test.name, repeat) for test, repeat in cells]
-        self.assertEqual(names, [("chat", 1), ("chat", 2), ("load-4000", 1), ("idle", 1), ("load-4000", 2), ("idle", 2)])
+        self.assertEqual(names, [("chat", 1), ("chat", 2), ("load-4000", 1), ("idle", 1), ("steps", 1), ("load-4000", 2), ("idle", 2)])
 
     def test_every_measure_and_curve_has_its_test(self):
         for measure in measures.MEASURES + measures.CONTRACT:
