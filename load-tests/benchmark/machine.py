@@ -21,7 +21,8 @@ def output(*command: str, env: dict | None = None) -> str:
 
 def commit() -> str:
     """Of the checkout, short; with "+" if something that is built differs from it."""
-    dirty = output("git", "status", "--porcelain", "--", "src", "migrations", "Cargo.toml", "Cargo.lock", "build.rs")
+    dirty = output("git", "status", "--porcelain", "--", "src", "migrations", "Cargo.toml", "Cargo.lock", "build.rs",
+                   "load-tests/client", "load-tests/loadgen")
     return output("git", "rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
 
 

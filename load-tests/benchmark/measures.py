@@ -72,11 +72,19 @@ def reads(kind: str) -> Callable[[dict], dict]:
     return lambda report: next(reads for reads in report["reads"] if reads["kind"] == kind)
 
 
+# What the node does at the store on its own account, whatever is read meanwhile.
+UNASKED = ("ping", "claim_", "settle", "outbox_", "laggards_", "lacking", "postpone_", "hasten_", "expire_", "told", "receive", "send")
+
+
+def queries(found: dict) -> list[dict]:
+    return [query for name, query in found["store"].items() if not name.startswith(UNASKED)]
+
+
 def database_ms(kind: str) -> Callable[[dict], float]:
     """Of one read: the time of all statements that it needed, with the wait for a connection."""
     def value(report: dict) -> float:
         found = reads(kind)(report)
-        total = sum(query["calls"] * query["us_per_call"] for query in found["store"].values())
+        total = sum(query["calls"] * query["us_per_call"] for query in queries(found))
         return total / (found["per_second"] * found["seconds"]) / 1e3
 
     return value
@@ -126,10 +134,10 @@ MEASURES = [
             gate=8000, aim=13000, more_is_better=True,
             peers="naive Go 1,350, Tinode 430; not durable: Centrifugo with Redis 7,500–9,700"),
     Measure("latency to the recipient at half of that rate, open loop, p99", "ms", "half", ms("latency.delivery.p99_us"), cost_of("cost"),
-            gate=40, aim=15, peers="naive Go 22 at 670/s; not durable: Centrifugo with Redis 65 at 4,800/s",
+            gate=40, aim=15, peers="p50 / p99: naive Go 2.7 / 22 at 670/s; not durable: Centrifugo with Redis 4.8 / 65 at 4,800/s",
             beside=(("p50", ms("latency.delivery.p50_us")), ("at, messages/s", lambda report: report["messages_per_second"]))),
     Measure("latency at 4,000/s, p99", "ms", "load-4000", ms("latency.delivery.p99_us"), cost_of("cost"),
-            peers="Centrifugo with Redis 65 at 4,800/s", beside=(("p50", ms("latency.delivery.p50_us")),)),
+            beside=(("p50", ms("latency.delivery.p50_us")),)),
     Measure("latency at 6,500/s, p99", "ms", "load-6500", ms("latency.delivery.p99_us"), cost_of("cost"),
             beside=(("p50", ms("latency.delivery.p50_us")),)),
     Measure("group of 1,000, one durable sender, CPU of a delivery at saturation, cluster mode", "µs", "group-1000",
@@ -163,7 +171,7 @@ CONTRACT = [
             lambda report: max(report["rss_held"]["node"], report["after_traffic"]["rss"]["node"]) / 2**20, gate=2048),
     Measure("memory of a node at the peak of a storm of 10,000", "MiB", "storm", lambda report: report["rss_peak"]["node"] / 2**20, gate=2048),
     Measure("slowest kind of history or sync query", "ms", "history",
-            lambda report: max(query["us_per_call"] for kind in report["reads"] for query in kind["store"].values()) / 1e3, gate=10),
+            lambda report: max(query["us_per_call"] for kind in report["reads"] for query in queries(kind)) / 1e3, gate=10),
 ]
 
 

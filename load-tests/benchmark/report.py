@@ -245,8 +245,8 @@ def setup(results: Results) -> str:
         facts = {"commit": one["commit"], "date": one["at"], **one["machine"], **one["versions"]}
         lines += [row("", ""), row("---", "---"), *[row(name, str(value)) for name, value in facts.items()], ""]
     lines += [
-        "**Payload**: 120 bytes of text in each message, some 420 bytes as an event; UUIDs of users and conversations are "
-        "random. **Fan-out**: one recipient one to one, the group's members less one in groups, all of them connected "
+        "**Payload**: 120 bytes of text in each message, some 620 bytes as the event that a recipient gets; UUIDs of users and "
+        "conversations are random. **Fan-out**: one recipient one to one, the group's members less one in groups, all of them connected "
         "unless it says otherwise. **Durability**: an acknowledgement follows the commit, with the settings of Postgres "
         "above, or SQLite's WAL with `synchronous=FULL`; delivery counts when a device's pong proved it, and the receipt "
         "is stored.", "",
