@@ -185,8 +185,7 @@ impl Day {
             ledger,
         };
         let (life, ids) = (day.life.clone(), day.ids.clone());
-        let open =
-            |index: usize| prepare::open(life.url(index), index, ids[index], user::DEVICE);
+        let open = |index: usize| prepare::open(life.url(index), index, ids[index], user::DEVICE);
         let mut sockets = stream::iter(0..ids.len()).map(open).buffered(prepare::AT_ONCE);
         for (index, (writers, cursors)) in writers.into_iter().zip(heads).enumerate() {
             let socket = sockets.next().await.context("a socket for each user")?;
@@ -202,8 +201,7 @@ impl Day {
 
     /// What is due until then.
     pub async fn go_on(&mut self, end: Instant, progress: &mut Progress) -> anyhow::Result<()> {
-        let rests: Vec<_> =
-            self.life.urls.iter().map(|url| Arc::new(Rests::new(url))).collect();
+        let rests: Vec<_> = self.life.urls.iter().map(|url| Arc::new(Rests::new(url))).collect();
         let mut pages = JoinSet::new();
         while let Some((due, action)) = self.schedule.next_before(end) {
             sleep_until(due).await;
