@@ -140,6 +140,7 @@ class Costs:
         # What a record adds to a message that one recipient gets anyway; at least the broker's part of it.
         self.record = {part: max(typical(absent)[part] - present[part], 0.0) for part in PARTS}
         held = reports("idle")
+        self.connect = typical([report["steps"][0]["us_per_connect"] for report in held])
         self.node_bytes = median(report["rss_before"]["node"] for report in held)
         self.socket_bytes = median(max(report["bytes_per_socket"]["node"], report["after_traffic"]["bytes_per_socket"]["node"]) for report in held)
         self.kernel_bytes = median((report["kernel"]["slab_bytes_per_socket"] + report["kernel"]["buffer_bytes_per_socket"]) / 2 for report in held)
@@ -313,6 +314,8 @@ LIMITS = """\
 - More than one Redis shard means Redis Cluster, whose cost for a publish is taken to be that of a single server.
 - Disks and networks: WAL, checkpoints, the growth of tables, packets between machines, TLS. A synchronous standby makes
   sends wait longer and costs the primary little CPU.
+- The kernel's work on packets that no process is charged for (*softirq* in [benchmarks.md](benchmarks.md)): it comes out
+  of the head-room.
 - Storms: a node that is lost sends its sockets to the others at once. With half of the CPU free a node takes as many
   handshakes in a second as its free cores allow at the cost of a connect above; [benchmarks.md](benchmarks.md) has
   the measured return of 10,000.
@@ -352,6 +355,7 @@ def measured_costs(costs: Costs) -> str:
     add = lambda name, cost: lines.append(row(name, *[number(round(cost[part], 2)) for part in PARTS]))
     add("a node and its services with nothing to do, in a second", costs.background)
     add("an open socket, in a second", costs.socket)
+    add("a connect by token, with subscription and presence", costs.connect)
     for rate, cost in costs.direct.points:
         add(f"a message to one recipient, {rate:,.0f} a second at a node", cost)
     for action, curve in costs.actions.items():
@@ -374,13 +378,14 @@ def sensitivity(costs: Costs, assumed: Assumptions) -> str:
         )
     ]
     lines = ["## What it depends on", "", "Ten million connected users, one assumption changed at a time (with `--direct` 0.9 the others shrink alike).", "",
-             row("", "nodes", "Redis shards", "Postgres primaries", "Kafka brokers"), row("---", "--:", "--:", "--:", "--:")]
+             row("", "nodes", "their busy cores", "Redis shards", "busy cores", "Postgres primaries", "busy cores", "Kafka brokers"), row("---", *["--:"] * 7)]
     for name, change in changes:
         if "direct" in change:
             rest = (1 - change["direct"]) / (1 - assumed.direct)
             change = {**change, "small": assumed.small * rest, "medium": assumed.medium * rest}
         one = plan(10e6, replace(assumed, **change), costs)
-        lines.append(row(name, whole(one.nodes), whole(one.redis), whole(one.postgres), whole(one.kafka)))
+        busy = {part: number(round(one.cores[part], 1)) for part in PARTS}
+        lines.append(row(name, whole(one.nodes), busy["node"], whole(one.redis), busy["redis"], whole(one.postgres), busy["postgres"], whole(one.kafka)))
     return "\n".join(lines) + "\n"
 
 
