@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[2]
 PARTS = ("node", "postgres", "redis", "kafka")
 # What users of the mixed day do, by loadgen's option; and the rates at which each is measured alone.
 ACTIONS = ("sends", "typing", "reads", "reconnects", "pages", "syncs")
-ALONE = {"sends": (25, 100, 400), "typing": (25, 200), "reads": (300,), "reconnects": (10, 50), "pages": (50,), "syncs": (50,)}
+ALONE = {"sends": (25, 100, 400), "typing": (100,), "reads": (300,), "reconnects": (30,), "pages": (50,), "syncs": (50,)}
 # Only what was said can be read: these sends go on beside the reads, and their cost is taken off.
 BESIDE = {"reads": 100}
 # As loadgen reports them.

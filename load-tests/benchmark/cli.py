@@ -113,11 +113,19 @@ def run(options) -> int:
     return 1 if failed else 0
 
 
+def seconds_of(command: list[str], seconds: int) -> list[str]:
+    """The command, but for so long."""
+    at = command.index("--seconds") + 1
+    return [*command[:at], str(seconds), *command[at + 1:]]
+
+
 def measured(ours: Stage, loadgen: Path, binary: Path, test: Test, scale: Scale, saturation: float) -> dict:
     """One run: the command, its report, the faults of it."""
     command = [str(word) for word in test.command(scale, saturation)]
     with ours.nodes(binary, cluster=test.cluster, jwt=test.jwt, settings=test.settings) as nodes:
         real = [word.replace("{database}", ours.database) for word in command]
         admin = ["--metrics", nodes[0].admin] if nodes[0].admin and test.name == "history" else []
+        if test.warm:
+            ours.loadgen(loadgen, [*seconds_of(real, scale.of(*test.warm)), "--url", nodes[0].url], nodes, cluster=test.cluster, jwt=test.jwt)
         found = ours.loadgen(loadgen, [*real, "--url", nodes[0].url, *admin], nodes, cluster=test.cluster, jwt=test.jwt)
     return {"command": command, "faults": found.pop("faults"), "report": found}

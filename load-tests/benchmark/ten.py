@@ -18,6 +18,7 @@ def arguments(commands) -> None:
     parser.add_argument("--sockets", type=int, default=12_000, metavar="N", help="silent ones at each node (12,000)")
     parser.add_argument("--users", type=int, default=4_000, metavar="N", help="others, who live their day over all nodes (4,000)")
     parser.add_argument("--seconds", type=int, default=50, help="of that day; two turns of the heartbeats (50)")
+    parser.add_argument("--warm", type=int, default=15, metavar="SECONDS", help="of the same before that, so that connections and statements are in use (15)")
     parser.add_argument("--quick", action="store_true", help="few sockets and seconds")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="instead of docs")
     parser.add_argument("--binary", type=Path, help="the node's, instead of this checkout's release build")
@@ -26,7 +27,7 @@ def arguments(commands) -> None:
 
 def ten(options) -> int:
     if options.quick:
-        options.sockets, options.users, options.seconds = 300, 300, 5
+        options.sockets, options.users, options.seconds, options.warm = 300, 300, 5, 2
     docs = options.out or (machine.REPO / "load-tests/results/quick" if options.quick else machine.REPO / "docs")
     binaries = stage.build(packages=("loadgen",) if options.binary else ("tidings", "loadgen"))
     results = Results(docs / "benchmarks/results.jsonl")
@@ -41,7 +42,8 @@ def ten(options) -> int:
                 wait_for(process, "sockets held")
             held = memory(ours, nodes)
             log(f"{options.users} others live for {options.seconds} s")
-            found = day(ours, binaries / "loadgen", nodes, idlers, options)
+            day(ours, binaries / "loadgen", nodes, idlers, options.users // 4, options.warm)
+            found = day(ours, binaries / "loadgen", nodes, idlers, options.users, options.seconds)
             after = memory(ours, nodes)
         finally:
             for process in idlers:
@@ -85,9 +87,9 @@ def wait_for(process, text: str) -> None:
         raise Failed(f"{process.said.name}: {failed[0]}")
 
 
-def day(ours: Stage, loadgen: Path, nodes: list, idlers: list, options) -> dict:
+def day(ours: Stage, loadgen: Path, nodes: list, idlers: list, users: int, seconds: int) -> dict:
     urls = [word for node in nodes for word in ("--url", node.url)]
-    command = ["day", *urls, "--users", options.users, "--conversations", options.users // 2, "--seconds", options.seconds, "--settle", "8s", *words()]
+    command = ["day", *urls, "--users", users, "--conversations", users // 2, "--seconds", seconds, "--settle", "8s", *words()]
     command += ["--pid", "idlers=" + ",".join(str(process.pid) for process in idlers)]
     return finished(*ours.begin_loadgen(loadgen, command, nodes))
 

@@ -97,7 +97,7 @@ class Documents(unittest.TestCase):
         self.assertIn("not measured", line)
 
     def test_a_fault_is_shown(self):
-        self.assertIn("In all 19 runs every acknowledged", self.text())
+        self.assertIn("In all 17 runs every acknowledged", self.text())
         self.results.of("chat")[0]["faults"].append("3 messages missing")
         self.assertIn("- chat, run 1: 3 messages missing", self.text())
 

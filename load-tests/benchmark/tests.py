@@ -46,6 +46,9 @@ class Test:
     follows: bool = False
     # False: it says nothing about a server at this saturation.
     fits: Callable[[float], bool] = lambda saturation: True
+    # The same before it, on the same node, for so many seconds: at low rates the first use of each connection and
+    # statement would otherwise be a good part of what is measured.
+    warm: tuple[int, int] | None = None
     # Faults that begin so are none here.
     forgiven: tuple = ()
 
@@ -114,10 +117,10 @@ def alone(action: str, rate: int) -> Test:
         if action in capacity.BESIDE:
             rates["sends"] = capacity.BESIDE[action]
         words = [word for name, rate in rates.items() for word in (f"--{name}", str(rate))]
-        return ["day", "--seconds", scale.of("10", "2"), "--settle", "2s", *words]
+        return ["day", "--seconds", scale.of("12", "2"), "--settle", "2s", *words]
 
     beside = f" beside {capacity.BESIDE[action]} sends" if action in capacity.BESIDE else " alone"
-    return Test(f"day-{action}-{rate}", f"{rate} {action} a second{beside}, 500 users in 200 groups of 2 to 20", command, curve=True,
+    return Test(f"day-{action}-{rate}", f"{rate} {action} a second{beside}, 500 users in 200 groups of 2 to 20", command, curve=True, warm=(5, 1),
                 forgiven=("nothing was acknowledged",) if action not in ("sends", *capacity.BESIDE) else ())
 
 
