@@ -17,7 +17,7 @@ def main() -> int:
     options = arguments().parse_args()
     try:
         return options.run(options)
-    except Failed as failed:
+    except (Failed, RuntimeError) as failed:
         log(str(failed))
         return 2
     except KeyboardInterrupt:
@@ -102,7 +102,13 @@ def run(options) -> int:
             if not test.fits(saturation):
                 continue
             begun = time.monotonic()
-            found = measured(ours, binaries / "loadgen", node, test, scale, saturation)
+            try:
+                found = measured(ours, binaries / "loadgen", node, test, scale, saturation)
+            except Failed as why:
+                # The others may well go; --resume makes up for this one.
+                log(f"{at + 1} of {len(todo)}: {test.name}, run {repeat}: {why}")
+                failed += 1
+                continue
             faults = [fault for fault in found.pop("faults") if not fault.startswith(test.forgiven)]
             failed += bool(faults)
             results.add({"kind": "result", "test": test.name, "repeat": repeat, "commit": commit, "at": now(), "faults": faults, **found})

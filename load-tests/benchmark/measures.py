@@ -175,5 +175,17 @@ CONTRACT = [
 ]
 
 
+def values(value: Callable[[dict], float], reports: list[dict]) -> list[float]:
+    """Of the reports that have it: a run in which nothing arrived has no latency."""
+    found = []
+    for report in reports:
+        try:
+            found.append(value(report))
+        except (KeyError, StopIteration, TypeError, ZeroDivisionError):
+            continue
+    return found
+
+
 def figure(measure: Measure, reports: list[dict]) -> Figure | None:
-    return Figure.of([measure.value(report) for report in reports]) if reports else None
+    found = values(measure.value, reports)
+    return Figure.of(found) if found else None

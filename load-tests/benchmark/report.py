@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import median
 
 from . import svg
-from .measures import CLIENTS, CONTRACT, MEASURES, Figure, Measure, figure, others, per_unit, seconds, server, softirq
+from .measures import CONTRACT, MEASURES, Figure, Measure, figure, others, per_unit, seconds, server, softirq, values
 from .results import Results
 from .tests import FACTORS, RATES, STANDARD
 
@@ -105,12 +105,12 @@ def main_table(results: Results) -> str:
         if not found:
             lines.append(row(measure.name, measure.unit, measure.peers, limit(measure, measure.gate), limit(measure, measure.aim), "not measured", "", "", ""))
             continue
-        more = "".join(f"; {name} {svg.number(median(value(report) for report in reports))}" for name, value in measure.beside)
+        more = "".join(f"; {name} {svg.number(median(values(value, reports)))}" for name, value in measure.beside if values(value, reports))
         aside = ["", ""]
         if measure.cost:
             of_cpu = measure.unit == "µs"
-            aside[0] = svg.number(median(per_unit(measure, report, softirq) for report in reports)) if of_cpu else ""
-            aside[1] = f"{median(others(measure.cost(report)) for report in reports):.0%}"
+            aside[0] = svg.number(median(values(lambda report: per_unit(measure, report, softirq), reports))) if of_cpu else ""
+            aside[1] = f"{median(values(lambda report: others(measure.cost(report)), reports)):.0%}"
         lines.append(row(measure.name, measure.unit, measure.peers, limit(measure, measure.gate), limit(measure, measure.aim),
                          spread(found) + more, verdict(measure, found.middle), *aside))
     return "\n".join(lines) + "\n"
@@ -141,8 +141,8 @@ def faults(results: Results) -> str:
 
 def points(reports_at: dict, value) -> list[tuple]:
     """(x, median, lowest, highest) where there is something."""
-    found = {x: Figure.of([value(report) for report in reports]) for x, reports in reports_at.items() if reports}
-    return [(x, y.middle, y.low, y.high) for x, y in found.items()]
+    found = {x: values(value, reports) for x, reports in reports_at.items()}
+    return [(x, y.middle, y.low, y.high) for x, y in ((x, Figure.of(each)) for x, each in found.items() if each)]
 
 
 def by_step(results: Results, test: str, key: str) -> dict:
@@ -230,8 +230,8 @@ def by_process(results: Results) -> str:
             continue
         each = []
         for name in names:
-            values = [per_unit(measure, report, lambda cost: seconds(cost).get(name, 0.0)) for report in reports]
-            each.append(svg.number(round(median(values), 2)))
+            used = values(lambda report: per_unit(measure, report, lambda cost: seconds(cost).get(name, 0.0)), reports)
+            each.append(svg.number(round(median(used), 2)) if used else "")
         lines.append(row(measure.name, *each))
     return "\n".join(lines) + "\n"
 

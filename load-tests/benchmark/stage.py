@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 SERVICES = ("postgres", "redis", "kafka")
 KEY = "the-secret-that-load-tests-sign-with"
 DATABASE, TOPIC = "tidings_bench", "tidings.bench"
-READY_SECONDS, END_SECONDS = 30, 60
+READY_SECONDS, END_SECONDS, LOADGEN_SECONDS = 30, 60, 900
 # Few users do what many would; and nobody waits for a drain.
 NODE = {"RATE_SENDS_PER_USER": "0", "RATE_SYNCS_PER_USER": "0", "RATE_TYPING_PER_USER": "0", "MIGRATE_ON_START": "true", "DRAIN_GRACE": "0s", "DRAIN_TIME": "1s"}
 
@@ -189,7 +189,12 @@ class Stage:
 
 
 def finished(process: subprocess.Popen, report: Path) -> dict:
-    _, errors = process.communicate()
+    try:
+        _, errors = process.communicate(timeout=LOADGEN_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise Failed(f"loadgen was not done after {LOADGEN_SECONDS} s") from None
     if process.returncode not in (0, 1):
         raise Failed(f"loadgen ended with {process.returncode}: {errors.strip()[-1000:]}")
     return json.loads(report.read_text())

@@ -96,6 +96,11 @@ class Documents(unittest.TestCase):
         line = next(line for line in self.text().splitlines() if "10,000 sockets cut" in line)
         self.assertIn("not measured", line)
 
+    def test_a_run_in_which_nothing_arrived_is_left_out(self):
+        self.results.of("chat")[0]["report"].pop("messages_per_second")
+        line = next(line for line in self.text().splitlines() if "its rate, 1,000 pairs" in line)
+        self.assertIn("(10,000–12,000, n=2)", line)
+
     def test_a_fault_is_shown(self):
         self.assertIn("In all 17 runs every acknowledged", self.text())
         self.results.of("chat")[0]["faults"].append("3 messages missing")
