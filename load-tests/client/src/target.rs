@@ -65,12 +65,13 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// The address that connection `index` comes from, so that ports do not run out; None where
-    /// the kernel chooses.
+    /// The address that connection `index` comes from, so that ports do not run out; others for
+    /// each node that has an address of its own. None where the kernel chooses.
     pub fn source(&self, index: usize) -> Option<IpAddr> {
+        let IpAddr::V4(node) = self.addr.ip() else { return None };
         let block = u8::try_from(index / PER_SOURCE).ok()?;
-        let source = Ipv4Addr::new(127, 0, 0, block.checked_add(2)?);
-        self.addr.is_ipv4().then_some(IpAddr::V4(source))
+        let net = node.octets()[3].wrapping_sub(1);
+        Some(IpAddr::V4(Ipv4Addr::new(127, 0, net, block.checked_add(2)?)))
     }
 }
 
@@ -103,5 +104,7 @@ mod tests {
         let target: Target = "http://127.0.0.1:1".parse().unwrap();
         assert_eq!(target.source(0), Some("127.0.0.2".parse().unwrap()));
         assert_eq!(target.source(PER_SOURCE), Some("127.0.0.3".parse().unwrap()));
+        let second: Target = "http://127.0.0.2:1".parse().unwrap();
+        assert_eq!(second.source(0), Some("127.0.1.2".parse().unwrap()));
     }
 }

@@ -27,6 +27,9 @@ pub struct Args {
     receiver_url: Option<Target>,
     #[arg(long, default_value_t = 1_000)]
     pairs: usize,
+    /// The receiving sides are not there: each message goes to the offline records.
+    #[arg(long, conflicts_with = "receiver_url")]
+    absent: bool,
     /// Each pair keeps so many messages unanswered: as fast as the server goes.
     #[arg(long, default_value_t = 1)]
     in_flight: usize,
@@ -68,7 +71,8 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     watch.check_room(args.pairs * 2 + prepare::AT_ONCE)?;
     let ledger = Ledger::new();
     let mut tasks = JoinSet::new();
-    pairs(&ledger, &args.url, &receivers, args.pairs, &mut tasks, &mut progress).await?;
+    let readers = (!args.absent).then_some(&receivers);
+    open(&ledger, &args.url, readers, args.pairs, &mut tasks, &mut progress).await?;
 
     let pace = Pace::of(args.rate, args.in_flight);
     let stretch = measure(&ledger, &watch, args.window, pace, &mut progress).await?;
@@ -102,23 +106,40 @@ pub async fn pairs(
     tasks: &mut JoinSet<()>,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
+    open(ledger, from, Some(to), pairs, tasks, progress).await
+}
+
+/// The same; without `to` nobody reads.
+async fn open(
+    ledger: &Arc<Ledger>,
+    from: &Target,
+    to: Option<&Target>,
+    pairs: usize,
+    tasks: &mut JoinSet<()>,
+    progress: &mut Progress,
+) -> anyhow::Result<()> {
     let rests = Rests::new(from);
     let pair = async |index: usize| {
         let (writer, reader) = (Uuid::new_v4(), Uuid::new_v4());
         let created = rests.with(async |rest| rest.create_direct(writer, reader).await).await?;
         let writer = prepare::open(from, index, writer, "load-writer").await.context("a writer")?;
-        let reader = prepare::open(to, pairs + index, reader, "load-reader").await;
-        anyhow::Ok((index, created.id, writer, reader.context("a reader")?))
+        let reader = match to {
+            Some(to) => Some(prepare::open(to, pairs + index, reader, "load-reader").await),
+            None => None,
+        };
+        anyhow::Ok((index, created.id, writer, reader.transpose().context("a reader")?))
     };
     let mut ready = stream::iter(0..pairs).map(pair).buffer_unordered(prepare::AT_ONCE);
     let mut count = 0;
     while let Some(pair) = ready.next().await {
         let (index, id, writer, reader) = pair?;
-        let room = ledger.add_room(id, 2, 1);
+        let room = ledger.add_room(id, 1 + reader.iter().len(), 1);
         let member = || Member::new(ledger.clone(), [room.clone()]);
         let writing = Writer::new(room.clone(), 0, (index, pairs));
         tasks.spawn(member().run(writer, Some(writing), "writer"));
-        tasks.spawn(member().run(reader, None, "reader"));
+        if let Some(reader) = reader {
+            tasks.spawn(member().run(reader, None, "reader"));
+        }
         count += 1;
         progress.tell(|| format!("{count} of {pairs} pairs ready"));
     }

@@ -16,6 +16,7 @@ use anyhow::{Context, ensure};
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tidings_client::dice::Dice;
+use tidings_client::key::Key;
 use tidings_client::target::Target;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -42,8 +43,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// Whom there is, and what they do: all the day's modes take this.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Life {
-    #[arg(long, default_value = "http://127.0.0.1:8083")]
-    pub url: Target,
+    /// A node; given once for each, users take turns.
+    #[arg(long = "url", default_value = "http://127.0.0.1:8083")]
+    pub urls: Vec<Target>,
     #[arg(long, default_value_t = 500)]
     users: usize,
     /// Of 2 to 20 members.
@@ -68,6 +70,20 @@ pub struct Life {
     /// After the end: until then everything must be answered and have arrived.
     #[arg(long, default_value = "10s", value_parser = duration)]
     settle: Duration,
+}
+
+impl Life {
+    /// All prove themselves with this key.
+    pub fn sign(&mut self, key: Option<&Key>) {
+        for url in &mut self.urls {
+            url.key = key.cloned();
+        }
+    }
+
+    /// The node of user `index`.
+    pub fn url(&self, index: usize) -> &Target {
+        &self.urls[index % self.urls.len()]
+    }
 }
 
 #[derive(clap::Args)]
@@ -126,7 +142,7 @@ impl Done {
 }
 
 pub async fn run(mut args: Args) -> anyhow::Result<bool> {
-    args.life.url.key.clone_from(&args.common.jwt_key);
+    args.life.sign(args.common.jwt_key.as_ref());
     let mut progress = Progress::new();
     let watch = Watch::new(args.common.pids.clone())?;
     let mut day = Day::begin(args.life, &watch, &mut progress).await?;
@@ -168,8 +184,11 @@ impl Day {
             life,
             ledger,
         };
+        let (life, ids) = (day.life.clone(), day.ids.clone());
+        let open = |index: usize| prepare::open(life.url(index), index, ids[index], user::DEVICE);
+        let mut sockets = stream::iter(0..ids.len()).map(open).buffered(prepare::AT_ONCE);
         for (index, (writers, cursors)) in writers.into_iter().zip(heads).enumerate() {
-            let socket = prepare::open(&day.life.url, index, day.ids[index], user::DEVICE).await;
+            let socket = sockets.next().await.context("a socket for each user")?;
             let (orders, due) = mpsc::channel(ORDERS);
             let user = User::new(&day, index, writers, cursors);
             day.tasks.spawn(user.run(socket.context("a user")?, due));
@@ -182,7 +201,7 @@ impl Day {
 
     /// What is due until then.
     pub async fn go_on(&mut self, end: Instant, progress: &mut Progress) -> anyhow::Result<()> {
-        let rests = Arc::new(Rests::new(&self.life.url));
+        let rests: Vec<_> = self.life.urls.iter().map(|url| Arc::new(Rests::new(url))).collect();
         let mut pages = JoinSet::new();
         while let Some((due, action)) = self.schedule.next_before(end) {
             sleep_until(due).await;
@@ -192,7 +211,7 @@ impl Day {
             match (action, room) {
                 (Action::Page, Some(room)) if pages.len() < PAGES => {
                     pages.spawn(page(
-                        rests.clone(),
+                        rests[index % rests.len()].clone(),
                         self.done.clone(),
                         self.ids[index],
                         room.id,
@@ -253,7 +272,7 @@ impl Day {
         per_second.insert("send".to_owned(), round(outcome.acked as f64 / seconds, 1));
         let actions: u64 = named.iter().map(|(_, latency)| latency.count()).sum();
         Figures {
-            url: self.life.url.to_string(),
+            url: self.life.urls.iter().map(Target::to_string).collect::<Vec<_>>().join(" "),
             users: self.life.users,
             conversations: self.life.conversations,
             seed: self.life.seed,
@@ -290,7 +309,7 @@ async fn rooms(
             members
         })
         .collect();
-    let rests = Rests::new(&life.url);
+    let rests = Rests::new(life.url(0));
     let create = async |members: &Vec<usize>| {
         let others: Vec<Uuid> = members[1..].iter().map(|member| ids[*member]).collect();
         let owner = ids[members[0]];

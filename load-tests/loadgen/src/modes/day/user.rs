@@ -111,7 +111,7 @@ impl User {
             ledger: day.ledger.clone(),
             done: day.done.clone(),
             member,
-            target: day.life.url.clone(),
+            target: day.life.url(index).clone(),
             index,
             id: day.ids[index],
             rooms,

@@ -62,13 +62,13 @@ struct Figures {
 }
 
 pub async fn run(mut args: Args) -> anyhow::Result<bool> {
-    args.life.url.key.clone_from(&args.common.jwt_key);
+    args.life.sign(args.common.jwt_key.as_ref());
     let node = args.common.pids.iter().find(|named| named.name == "node").cloned();
     let node = node.context("--pid node=PID says whose memory is judged")?;
     ensure!(args.every >= Duration::from_secs(1), "--every is at least a second");
     let mut progress = Progress::new();
     let watch = Watch::new(args.common.pids.clone())?;
-    let metrics = args.metrics.unwrap_or_else(|| args.life.url.clone());
+    let metrics = args.metrics.unwrap_or_else(|| args.life.url(0).clone());
     let mut day = day::Day::begin(args.life, &watch, &mut progress).await?;
     let mut trends: Vec<Trend> = LIMITS.map(|(name, ..)| Trend::new(name)).into();
     let before = watch.sample()?;
