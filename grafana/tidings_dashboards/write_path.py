@@ -12,7 +12,7 @@ def page():
         ("Now", [
             number("Messages", "Messages committed and acknowledged in a second.", "cps",
                    "sum(rate(tidings_sends_accepted_total{sel}[rate]))", span=4),
-            number("Messages per batch", "How many messages share a commit, on average. It grows by itself under load.", "short",
+            number("Messages per commit", "How many messages share a commit, on average. It grows by itself under load.", "short",
                    "sum(rate(tidings_send_batch_messages_sum{sel}[rate])) / sum(rate(tidings_send_batch_messages_count{sel}[rate]))",
                    span=4, decimals=1),
             number("Events per message", "Events published for each message: its members.", "short",
@@ -67,5 +67,8 @@ def page():
             series("Offline records", "For users without a socket, a second: confirmed by Kafka (or by fsync), or failed.", "cps",
                    [("sum by (outcome) (rate(tidings_offline_records_total{sel}[rate]))", "{{outcome}}")],
                    colors={"failed": RED, "produced": GREEN}, alert="TidingsKafkaFailures"),
+            series("fsyncs of the offline file", "A second, on a node without Kafka: one for each batch of records.", "cps",
+                   [("sum by (instance) (rate(tidings_offline_file_syncs_total{sel}[rate]))", "{{instance}}")],
+                   alert="TidingsOfflineSinkDown"),
         ]),
     ])
