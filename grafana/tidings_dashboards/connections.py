@@ -43,18 +43,18 @@ def page():
                    [("sum by (instance) (tidings_socket_queue_bytes{sel})", "{{instance}}")], alert="TidingsSlowConsumers"),
             series("Typing and presence", "Ephemeral events in a second: typing published, presence told.", "cps",
                    [("sum(rate(tidings_typing_published_total{sel}[rate]))", "typing"),
-                    ("sum(rate(tidings_presence_told_total{sel}[rate]))", "presence")]),
+                    ("sum(rate(tidings_presence_told_total{sel}[rate]))", "presence")], span=12),
             series("Watched users", "Users whose presence is watched by sessions of a node.", "short",
-                   [("sum by (instance) (tidings_presence_watched_users{sel})", "{{instance}}")]),
+                   [("sum by (instance) (tidings_presence_watched_users{sel})", "{{instance}}")], span=12),
         ]),
         ("Too fast, too slow", [
             series("Refused for being too fast", "Requests, commands and sockets in a second, by the limit that they met.", "cps",
-                   [("sum by (limit) (rate(tidings_rate_limited_total{sel}[rate]))", "{{limit}}")], stack=True),
+                   [("sum by (limit) (rate(tidings_rate_limited_total{sel}[rate]))", "{{limit}}")], stack=True, span=12),
             series("Clients too slow", "Queues that stayed full in a second: the socket was closed or told to resync. And ephemeral "
                    "events dropped from full queues.", "cps",
                    [("sum(rate(tidings_slow_consumers_total{sel}[rate]))", "queues full"),
                     ("sum(rate(tidings_socket_queue_dropped_total{sel}[rate]))", "ephemeral events dropped"),
                     ("sum(rate(tidings_presence_hints_dropped_total{sel}[rate]))", "presence hints dropped")],
-                   alert="TidingsSlowConsumers"),
+                   span=12, alert="TidingsSlowConsumers"),
         ]),
     ])

@@ -21,7 +21,7 @@ def page():
             number("Sends that succeed", "Share of the sends that did not fail by our fault. The objective: 99.9 %.", "percentunit",
                    f"({OK}) / ({OK} + {FAILED})", steps=[(None, RED), (0.99, YELLOW), (0.999, GREEN)],
                    alert="TidingsSendBudgetBurnsFast", decimals=2),
-            number("Oldest undispatched batch", "Age of the oldest batch in the outbox. A batch stays for SETTLE_GRACE after its dispatch, "
+            number("Oldest batch", "Age of the oldest batch in the outbox. A batch stays for SETTLE_GRACE after its dispatch, "
                    "and half a minute where its node died.", "s", "max(tidings_outbox_oldest_seconds{sel})",
                    steps=[(None, GREEN), (60, YELLOW), (120, RED)], alert="TidingsOutboxOld", decimals=1),
             number("Laggards", "Members who lack something in a conversation, and of whom nobody has proven otherwise yet.", "short",

@@ -28,6 +28,13 @@ def quantiles(metric: str, labels: str = "sel", by: str = "le") -> list[tuple[st
             for share, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))]
 
 
+def sizes(metric: str) -> list[tuple[str, str]]:
+    """The queries for the mean of what comes in whole numbers, where a quantile's interpolation would mislead, and for
+    the largest hundredth."""
+    mean = f"sum(rate({metric}_sum{{sel}}[rate])) / sum(rate({metric}_count{{sel}}[rate]))"
+    return [(mean, "mean"), quantiles(metric)[2]]
+
+
 def _thresholds(steps):
     """`steps`: (from, colour), the first one from None."""
     made = [dashboard.Threshold(value=at, color=color) for at, color in steps]

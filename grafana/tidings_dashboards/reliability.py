@@ -1,6 +1,6 @@
 """Do clients get what they missed? Are the objectives kept? Are the nodes well?"""
 
-from .parts import GREEN, RED, YELLOW, number, page as dashboard, quantiles, series
+from .parts import GREEN, RED, YELLOW, number, page as dashboard, series, sizes
 
 BUDGETS = {"tidings:delivery_slow:ratio_rate": 0.01, "tidings:send_failed:ratio_rate": 0.001}
 
@@ -33,7 +33,7 @@ def page():
             series("Syncs by result", "Pages a second. reset: the client's copy was of another log; busy: too many resumed at once.", "cps",
                    [("sum by (result) (rate(tidings_resumes_total{sel}[rate]))", "{{result}}")], stack=True,
                    colors={"busy": "orange", "failed": RED}, alert="TidingsResumesRefused"),
-            series("Syncs read together", "How many pages share a statement.", "short", quantiles("tidings_resume_batch_pages")),
+            series("Syncs read together", "How many pages share a statement.", "short", sizes("tidings_resume_batch_pages")),
             series("What a sync costs the store", "How long 19 of 20 statements took: where the logs stand, what changed, what "
                    "conversations are now.", "s",
                    [('histogram_quantile(0.95, sum by (operation, le) (rate(tidings_store_query_seconds_bucket{sel,operation=~"sync_.*"}[rate])))',

@@ -3,8 +3,10 @@
     python -m tidings_dashboards.render PROMETHEUS-URL FOLDER SECONDS
 """
 
+import math
 import sys
 import textwrap
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from . import live
 
@@ -126,8 +128,9 @@ def draw_series(server, panel, place, seconds, axes, inner):
         axes.text(0.5, 0.45, "No data", color=DIM, fontsize=12, ha="center", va="center", transform=axes.transAxes)
         return
     series.sort(key=lambda each: -max(each[2])) if len(series) > 6 else None
-    lines = min(len(series), 10)
-    plot = inner(64, 34, 14, 46 + 15 * (lines + 1))
+    # As many as leave half of the panel to the lines.
+    lines = min(len(series), max(2, int((place["h"] * ROW / 2 - 45) / 15)))
+    plot = inner(64, 34, 14, 30 + 15 * (lines + 1))
     stacked = custom.get("stacking", {}).get("mode") == "normal"
     colors = [NAMED.get(fixed.get(name), COLORS[at % len(COLORS)]) for at, (name, _, _) in enumerate(series)]
     if stacked:
@@ -146,22 +149,25 @@ def draw_series(server, panel, place, seconds, axes, inner):
             dates = date2num([datetime.fromtimestamp(at) for at in times])
             plot.plot(dates, values, color=color, linewidth=1.1)
             plot.fill_between(dates, values, color=color, alpha=0.06, linewidth=0)
-    top = max(plot.get_ylim()[1], 1e-9)
+    top = max(plot.get_ylim()[1], 1 if not any(map(any, (each[2] for each in series))) else 1e-9)
     steps = [step["value"] for step in defaults["thresholds"]["steps"] if step.get("value") is not None]
     if custom.get("thresholdsStyle") and steps:
         top = max(top, 1.15 * steps[0]) if steps[0] < 20 * top else top
         plot.axhspan(steps[0], max(top, steps[0]), color=NAMED["red"], alpha=0.10, linewidth=0)
         plot.axhline(steps[0], color=NAMED["red"], linewidth=0.8, alpha=0.8)
     plot.set_ylim(0, defaults.get("max") or top)
-    now = datetime.now().timestamp()
-    plot.set_xlim(date2num(datetime.fromtimestamp(now - seconds)), date2num(datetime.fromtimestamp(now)))
-    plot.yaxis.set_major_locator(MaxNLocator(5, integer=unit == "short" and top > 4))
+    plot.set_xlim(*(date2num(datetime.fromtimestamp(server.end - back)) for back in (seconds, 0)))
+    if unit in ("bytes", "Bps"):
+        plot.yaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(max(top, 8) / 5))))
+    else:
+        plot.yaxis.set_major_locator(MaxNLocator(5, integer=unit == "short" and top > 4))
     plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figure_of(value, unit)))
     locator = AutoDateLocator(minticks=3, maxticks=6)
     plot.xaxis.set_major_locator(locator)
     plot.xaxis.set_major_formatter(ConciseDateFormatter(locator, formats=["%H:%M"] * 5 + ["%H:%M:%S"], show_offset=False,
                                                         zero_formats=["%H:%M"] * 6))
     plot.grid(color=GRID, linewidth=0.7)
+    plot.set_axisbelow(True)
     plot.tick_params(colors=DIM, labelsize=7, length=0)
     for spine in plot.spines.values():
         spine.set_visible(False)
@@ -189,7 +195,7 @@ def draw(server, dashboard, file: Path, seconds: int):
     height = head + ROW * max(place["y"] + place["h"] for place in places) + GAP
     figure = plt.figure(figsize=(24 * COLUMN / DPI, height / DPI), dpi=DPI, facecolor=BACK)
     figure.text(GAP / (24 * COLUMN), 1 - 14 / height, dashboard["title"], color=TEXT, fontsize=13, fontweight="bold", va="top")
-    figure.text(1 - GAP / (24 * COLUMN), 1 - 18 / height, f"the last {seconds} s, {datetime.now():%Y-%m-%d %H:%M:%S}", color=DIM,
+    figure.text(1 - GAP / (24 * COLUMN), 1 - 18 / height, f"the last {seconds} s, {datetime.fromtimestamp(server.end):%Y-%m-%d %H:%M:%S}", color=DIM,
                 fontsize=8.5, va="top", ha="right")
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
@@ -204,7 +210,7 @@ def draw(server, dashboard, file: Path, seconds: int):
 
 
 def main():
-    server, folder, seconds = live.Prometheus(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    server, folder, seconds = live.Prometheus(sys.argv[1], time.time()), Path(sys.argv[2]), int(sys.argv[3])
     live.VARIABLES["$__rate_interval"] = "15s"
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams["font.family"] = "DejaVu Sans"

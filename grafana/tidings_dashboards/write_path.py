@@ -1,6 +1,6 @@
 """The way of a message: from a send to its commit, to the bus, to the socket, to its proof."""
 
-from .parts import GREEN, RED, YELLOW, number, page as dashboard, quantiles, series
+from .parts import GREEN, RED, YELLOW, number, page as dashboard, quantiles, series, sizes
 
 
 def stages(share):
@@ -33,7 +33,7 @@ def page():
                     ("sum(rate(tidings_sends_refused_total{sel}[rate]))", "refused")],
                    alert="TidingsSendBudgetBurnsFast"),
             series("Messages per batch", "How many messages share a statement and a commit.", "short",
-                   quantiles("tidings_send_batch_messages")),
+                   sizes("tidings_send_batch_messages")),
             series("Commit", "One write batch: its statement, and the commit that has it on the disk.", "s",
                    quantiles("tidings_commit_seconds"), alert="TidingsStoreSlow"),
         ]),
@@ -66,9 +66,9 @@ def page():
                    [("max by (cluster) (tidings_laggards_rows{sel})", "members {{cluster}}")], alert="TidingsLaggardsGrow"),
             series("Offline records", "For users without a socket, a second: confirmed by Kafka (or by fsync), or failed.", "cps",
                    [("sum by (outcome) (rate(tidings_offline_records_total{sel}[rate]))", "{{outcome}}")],
-                   colors={"failed": RED, "produced": GREEN}, alert="TidingsKafkaFailures"),
+                   colors={"failed": RED, "produced": GREEN}, span=12, alert="TidingsKafkaFailures"),
             series("fsyncs of the offline file", "A second, on a node without Kafka: one for each batch of records.", "cps",
                    [("sum by (instance) (rate(tidings_offline_file_syncs_total{sel}[rate]))", "{{instance}}")],
-                   alert="TidingsOfflineSinkDown"),
+                   span=12, alert="TidingsOfflineSinkDown"),
         ]),
     ])
