@@ -51,12 +51,14 @@ fn document() -> String {
         writeln!(rows, "| `{name}` | {kind} | {unit} | {labels} | {} |", metric.help).unwrap();
         for label in metric.labels.into_iter().filter(|label| !OPEN_LABELS.contains(label)) {
             let begins = format!("{label}=\"");
-            let series =
-                output.lines().filter(|line| line.split(['{', ' ']).next().unwrap().starts_with(name));
+            let series = output
+                .lines()
+                .filter(|line| line.split(['{', ' ']).next().unwrap().starts_with(name));
             let mut words: Vec<_> = series
                 .filter_map(|line| line.split_once(&begins)?.1.split_once('"'))
                 .map(|(word, _)| format!("`{word}`"))
                 .collect();
+            words.sort();
             words.dedup();
             writeln!(values, "- `{name}`, `{label}`: {}", words.join(", ")).unwrap();
         }
@@ -84,7 +86,8 @@ This list is made from the code (`src/telemetry/metrics.rs`), and a test fails w
 const MIDDLE: &str = "
 ## What labels say
 
-`route` is a route's template (`/api/v1/messages/{id}`), `method` its method. The others:
+`route` is a route's template (`/api/v1/messages/{id}`), `method` its method. `version` is the release, and `commit` what
+the variable `TIDINGS_COMMIT` told its build, else `unknown`. The others:
 ";
 
 /// Each series with its value.
