@@ -96,6 +96,7 @@ impl App {
         let fault = CancellationToken::new();
         let stages = Stages::new(&fault);
         let (metrics, exporter) = Metrics::new();
+        metrics.sockets.limit.set(config.ws.max_connections as f64);
         let auth = Authenticator::connect(config.auth.clone()).await?;
         let store = open_store(&config, &metrics).await?;
         let store_epoch = store.epoch().await.context("the store's epoch")?;

@@ -11,7 +11,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::answer;
 use crate::protocol::answer::{Health, Readiness, Ready};
-use crate::telemetry::metrics::PoolState;
+use crate::telemetry;
+use crate::telemetry::metrics::{Part, PoolState, render};
 use crate::ws::Node;
 
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,12 +70,21 @@ pub fn metrics(node: &Arc<Node>, exporter: &PrometheusHandle) -> Response<Full<B
     pool.of(PoolState::InUse).set(in_use as f64);
     pool.of(PoolState::Idle).set(idle as f64);
     node.metrics.store.recent_bytes.set(node.store.recent_bytes() as f64);
+    let mut queued = 0;
+    node.hub.for_each(|session| queued += u64::from(session.queue.bytes()));
+    node.metrics.sockets.queue_bytes.set(queued as f64);
+    let is = |yes| f64::from(u8::from(yes));
+    let parts = &node.metrics.parts;
+    parts.up.of(Part::Bus).set(is(node.bus.is_whole()));
+    parts.up.of(Part::Offline).set(is(node.offline.is_up()));
+    parts.draining.set(is(node.stopping.is_cancelled()));
+    telemetry::sample_runtime(&node.metrics);
     let redis = &node.metrics.redis;
     redis.subscriptions.set(node.bus.subscriptions() as f64);
     redis.reconnects.absolute(node.bus.reconnects());
     redis.undecodable.absolute(node.bus.undecodable());
     redis.lease_losses.absolute(node.presence.lease_losses());
     redis.probe_lag.set(node.bus.probe_lag().unwrap_or_default().as_secs_f64());
-    let text = exporter.render();
+    let text = render(exporter);
     answer::with_type(StatusCode::OK, "text/plain; version=0.0.4", text.into())
 }

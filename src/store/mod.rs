@@ -32,7 +32,7 @@ use crate::config::StoreConfig;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
 use crate::protocol::model::{Conversation, Member, Message, MessageReceipt, Version};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{Operation, RecentOutcome, RecentRead};
+use crate::telemetry::metrics::{Operation, Part, RecentOutcome, RecentRead, StoreFailure};
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -97,9 +97,12 @@ macro_rules! measured {
         let started = Instant::now();
         let result = $call;
         $metrics.store.query.of(Operation::$operation).record(started.elapsed());
-        if let Err(error) = &result {
-            $metrics.store.failures.of(error.failure()).increment(1);
+        let failure = result.as_ref().err().map(StoreError::failure);
+        if let Some(failure) = failure {
+            $metrics.store.failures.of(failure).increment(1);
         }
+        let up = f64::from(u8::from(failure != Some(StoreFailure::Unavailable)));
+        $metrics.parts.up.of(Part::Store).set(up);
         result
     }};
 }
@@ -120,6 +123,11 @@ impl Store {
             StoreConfig::Postgres(config) => Database::Postgres(Postgres::connect(config).await?),
             StoreConfig::Sqlite(config) => Database::Sqlite(Sqlite::connect(config).await?),
         };
+        let limit = match &database {
+            Database::Postgres(inner) => inner.pool_size(),
+            Database::Sqlite(inner) => inner.pool_size(),
+        };
+        metrics.store.pool_limit.set(limit as f64);
         Ok(Self { database, recent: None, metrics })
     }
 

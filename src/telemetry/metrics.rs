@@ -8,6 +8,7 @@
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{
@@ -27,6 +28,8 @@ const HANDSHAKE: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 
 /// Seconds until a broker confirms, which is cut off at 30 s.
 const CONFIRMATION: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Seconds by which a task that was due woke late: below 1 ms is the timer's own grain.
+const LAG: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 /// Messages of a batch: powers of two, because what a message costs falls with the logarithm.
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
@@ -146,6 +149,8 @@ labels! {
         Identities "identities",
     }
     PoolState "state" { InUse "in_use", Idle "idle" }
+    /// What a node leans on.
+    Part "part" { Store "store", Bus "bus", Offline "offline" }
     /// The labels of the offline sink's errors.
     KafkaFailure "reason" {
         Unavailable "unavailable",
@@ -283,11 +288,13 @@ groups! {
     /// `ws`: the sockets of this node.
     sockets: Sockets {
         open: Gauge = "tidings_sockets_open" Count "Sockets open now.";
+        limit: Gauge = "tidings_sockets_limit" Count "Sockets that this node takes at most (MAX_CONNECTIONS).";
         opened: Counter = "tidings_sockets_opened_total" Count "Sockets that finished their handshake.";
         closed: By<CloseCode, Counter> = "tidings_sockets_closed_total" Count "Sockets closed, by the name of the close code.";
         handshake: Histogram = "tidings_socket_handshake_seconds" Seconds "From the request to the hello event." [HANDSHAKE];
         frames: By<Direction, Counter> = "tidings_socket_frames_total" Count "WebSocket frames.";
         bytes: By<Direction, Counter> = "tidings_socket_bytes_total" Bytes "Bytes of WebSocket frames.";
+        queue_bytes: Gauge = "tidings_socket_queue_bytes" Bytes "What waits to be written, in the queues of all sockets.";
         queue_dropped: Counter = "tidings_socket_queue_dropped_total" Count "Ephemeral events (typing, presence) dropped from full queues.";
         slow_consumers: Counter = "tidings_slow_consumers_total" Count "Queues that stayed full: the socket was closed or told to resync.";
         gaps: Counter = "tidings_bus_gaps_total" Count "Times events may have been lost on the bus, so that all sockets were told to read again.";
@@ -341,6 +348,7 @@ groups! {
         recent: By<RecentRead, By<RecentOutcome, Counter>> = "tidings_recent_reads_total" Count "Newest pages of histories, and logs of resumes, that were found in memory or had to be read.";
         recent_bytes: Gauge = "tidings_recent_bytes" Bytes "Recent messages held in memory.";
         pool: By<PoolState, Gauge> = "tidings_store_pool_connections" Count "Connections of the reading pool.";
+        pool_limit: Gauge = "tidings_store_pool_limit" Count "Connections that the reading pool has at most (DB_POOL_SIZE).";
         synchronous_standby: Gauge = "tidings_store_synchronous_standby" Count "Whether commits wait for a synchronous standby, when /ready last looked: 1 or 0.";
     }
     redis: RedisMetrics {
@@ -364,12 +372,28 @@ groups! {
         requests: ByRoute<By<StatusClass, Counter>> = "tidings_http_requests_total" Count "Requests answered.";
         seconds: ByRoute<Histogram> = "tidings_http_request_seconds" Seconds "From the request's head to the end of its answer." [LATENCY];
     }
+    /// What the node leans on, and whether it is leaving.
+    parts: Parts {
+        up: By<Part, Gauge> = "tidings_part_up" Count "Whether a part works, 1 or 0: the store as its last statement told, the bus's connection, the offline sink.";
+        draining: Gauge = "tidings_draining" Count "Whether the node is stopping and hands its sockets over: 1 or 0.";
+    }
+    /// The threads that run the tasks.
+    runtime: Runtime {
+        workers: Gauge = "tidings_runtime_workers" Count "Threads that run tasks.";
+        busy: Seconds = "tidings_runtime_busy_seconds_total" Seconds "Time that these threads were running tasks, all together.";
+        tasks: Gauge = "tidings_runtime_tasks" Count "Tasks alive.";
+        queued: Gauge = "tidings_runtime_queued_tasks" Count "Tasks ready to run that no thread has taken yet.";
+        lag: Histogram = "tidings_runtime_lag_seconds" Seconds "How late a task woke that was due: what all others may have waited, too." [LAG];
+    }
     /// The operating system's view; sampled.
     process: Process {
+        cpu: Seconds = "tidings_process_cpu_seconds_total" Seconds "CPU time used, user and system.";
         resident: Gauge = "tidings_process_resident_bytes" Bytes "Memory in RAM.";
+        memory_limit: Gauge = "tidings_process_memory_limit_bytes" Bytes "What the node may use: its cgroup's limit, else the machine's memory.";
         open_fds: Gauge = "tidings_process_open_fds" Count "Open file descriptors.";
+        fd_limit: Gauge = "tidings_process_fd_limit" Count "File descriptors that the node may open.";
         start_time: Gauge = "tidings_process_start_time_seconds" Seconds "When the node started, since the Unix epoch.";
-        build: Build = "tidings_build_info" Count "Always 1; the label says which release runs.";
+        build: Build = "tidings_build_info" Count "Always 1; the labels say which release runs, and the commit if its build was told.";
     }
 }
 
@@ -428,6 +452,23 @@ impl Metrics {
             requests: Handle::register(&place(self.http.requests.name)),
             seconds: Handle::register(&place(self.http.seconds.name)),
         }
+    }
+}
+
+/// What the exporter has to say, in Prometheus' text format.
+pub fn render(exporter: &PrometheusHandle) -> String {
+    // It knows whole counters only, see `Seconds`.
+    exporter.render().replace("_total gauge\n", "_total counter\n")
+}
+
+/// A counter of seconds, read from a clock that runs anyway. The exporter's own ones are whole
+/// numbers, so it is kept as a gauge, and shown as what it is by [`render`].
+pub struct Seconds(Gauge);
+
+impl Seconds {
+    /// What the clock shows now; it never goes back.
+    pub fn set(&self, total: Duration) {
+        self.0.set(total.as_secs_f64());
     }
 }
 
@@ -490,6 +531,18 @@ impl Handle for Gauge {
     }
 }
 
+impl Handle for Seconds {
+    const KIND: Kind = Kind::Counter;
+
+    fn labels() -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    fn register(place: &Place) -> Self {
+        Self(Gauge::register(place))
+    }
+}
+
 impl Handle for Histogram {
     const KIND: Kind = Kind::Histogram;
 
@@ -531,11 +584,14 @@ impl Handle for Build {
     const KIND: Kind = Kind::Gauge;
 
     fn labels() -> Vec<&'static str> {
-        vec!["version"]
+        vec!["version", "commit"]
     }
 
     fn register(place: &Place) -> Self {
-        Gauge::register(&place.with("version", env!("CARGO_PKG_VERSION"))).set(1);
+        // Told to the compiler by whoever builds a release; a build must not depend on git.
+        let commit = option_env!("TIDINGS_COMMIT").unwrap_or("unknown");
+        let place = place.with("version", env!("CARGO_PKG_VERSION")).with("commit", commit);
+        Gauge::register(&place).set(1);
         Self
     }
 }
@@ -570,7 +626,7 @@ mod tests {
     fn every_metric_stands_in_the_output_from_the_start() {
         let (metrics, exporter) = Metrics::new();
         let _route = metrics.route("GET", "/api/v1/messages/{id}");
-        let output = exporter.render();
+        let output = render(&exporter);
         for metric in table() {
             let name = metric.name;
             let kind = format!("{:?}", metric.kind).to_lowercase();

@@ -9,6 +9,8 @@ pub mod metrics;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 pub use logs::{LogError, init_logs};
 pub use metrics::Metrics;
@@ -16,31 +18,70 @@ pub use metrics::Metrics;
 /// Histograms keep 8 bytes per sample until then: about 1 MB at 25,000 samples a second.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often it is seen how late a task wakes.
+const LAG_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Folds the samples of histograms into their buckets and samples the process, for ever; it may be
 /// dropped at any time.
 pub async fn run_upkeep(metrics: Metrics, exporter: PrometheusHandle) {
-    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
+    let mut ticks = tokio::time::interval(LAG_INTERVAL);
     loop {
-        ticks.tick().await;
-        exporter.run_upkeep();
-        sample_process(&metrics);
+        tokio::select! {
+            _ = upkeep.tick() => {
+                exporter.run_upkeep();
+                sample_process(&metrics);
+            }
+            due = ticks.tick() => metrics.runtime.lag.record(due.elapsed()),
+        }
     }
 }
 
-/// Reads `/proc`, which takes microseconds and no disk; elsewhere than on Linux the gauges stay 0.
+/// Reads `/proc`, which takes microseconds and no disk, but for many files milliseconds; elsewhere
+/// than on Linux the gauges stay 0.
 pub fn sample_process(metrics: &Metrics) {
-    if let Some(bytes) = resident_bytes() {
-        metrics.process.resident.set(bytes as f64);
+    let process = &metrics.process;
+    if let Some(bytes) = kib_of("/proc/self/status", "VmRSS:") {
+        process.resident.set(bytes as f64);
+    }
+    if let Some(bytes) = memory_limit() {
+        process.memory_limit.set(bytes as f64);
     }
     if let Ok(fds) = std::fs::read_dir("/proc/self/fd") {
         // Less the one that lists them.
-        metrics.process.open_fds.set(fds.count().saturating_sub(1) as f64);
+        process.open_fds.set(fds.count().saturating_sub(1) as f64);
+    }
+    if let Some(limit) = getrlimit(Resource::Nofile).current {
+        process.fd_limit.set(limit as f64);
     }
 }
 
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+/// What is always there for the asking: it is taken whenever somebody wants to know.
+pub fn sample_runtime(metrics: &Metrics) {
+    let now = tokio::runtime::Handle::current().metrics();
+    let runtime = &metrics.runtime;
+    runtime.workers.set(now.num_workers() as f64);
+    runtime.busy.set((0..now.num_workers()).map(|at| now.worker_total_busy_duration(at)).sum());
+    runtime.tasks.set(now.num_alive_tasks() as f64);
+    runtime.queued.set(now.global_queue_depth() as f64);
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    metrics.process.cpu.set(Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32));
+}
+
+/// In bytes. A process that is alone in its container sees its own cgroup here.
+fn memory_limit() -> Option<u64> {
+    let files =
+        ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"].into_iter();
+    // No limit is a word, or larger than any machine.
+    let limit =
+        files.filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok()).min();
+    limit.into_iter().chain(kib_of("/proc/meminfo", "MemTotal:")).min()
+}
+
+/// The value of a line such as `VmRSS:  1234 kB`, in bytes.
+fn kib_of(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -62,7 +103,13 @@ mod tests {
             while value("tidings_process_resident_bytes ") < 1e6 {
                 tokio::task::yield_now().await;
             }
-            assert!(value("tidings_process_open_fds ") >= 3.0);
+            let open = value("tidings_process_open_fds ");
+            assert!(open >= 3.0 && open <= value("tidings_process_fd_limit "));
+            let resident = value("tidings_process_resident_bytes ");
+            assert!(resident < value("tidings_process_memory_limit_bytes "));
+            while value("tidings_runtime_lag_seconds_count ") < 1.0 {
+                tokio::task::yield_now().await;
+            }
             assert!(value("tidings_process_start_time_seconds ") > 1.7e9);
         };
         let seen = tokio::time::timeout(Duration::from_secs(5), seen);

@@ -1,9 +1,11 @@
 //! What is counted, where it is shown, and to whom.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
 
 use serde_json::{Value, json};
-use tidings::telemetry::metrics::{Kind, table};
+use tidings::telemetry::metrics::{Kind, Metrics, render, table};
 
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Cluster, text, user};
@@ -18,6 +20,75 @@ scenarios! {
     who_is_no_gateway_is_not_believed
         ["AUTH_MODE" = "gateway", "TRUSTED_PROXIES" = "10.0.0.0/8", "ADMIN_ADDR" = "127.0.0.1:0"],
 }
+
+/// `UPDATE_METRICS=1 cargo test --test it the_list_of_metrics` writes it.
+#[test]
+fn the_list_of_metrics_is_committed_as_it_is_generated() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    #[expect(clippy::disallowed_methods, reason = "asks for the tests, not for the service")]
+    let update = std::env::var("UPDATE_METRICS").is_ok_and(|value| value == "1");
+    let list = document();
+    if update {
+        std::fs::write(&file, &list).unwrap();
+    }
+    let committed = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(committed == list, "docs/metrics.md is old: run with UPDATE_METRICS=1");
+}
+
+/// `docs/metrics.md`.
+fn document() -> String {
+    let (metrics, exporter) = Metrics::new();
+    metrics.route("GET", "/api/v1/messages/{id}");
+    let output = render(&exporter);
+    let mut rows = String::new();
+    let mut values = String::new();
+    for metric in table() {
+        let name = metric.name;
+        let kind = format!("{:?}", metric.kind).to_lowercase();
+        let unit = metric.unit.as_str();
+        let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = labels.join(", ");
+        writeln!(rows, "| `{name}` | {kind} | {unit} | {labels} | {} |", metric.help).unwrap();
+        for label in metric.labels.into_iter().filter(|label| !OPEN_LABELS.contains(label)) {
+            let begins = format!("{label}=\"");
+            let series = output
+                .lines()
+                .filter(|line| line.split(['{', ' ']).next().unwrap().starts_with(name));
+            let mut words: Vec<_> = series
+                .filter_map(|line| line.split_once(&begins)?.1.split_once('"'))
+                .map(|(word, _)| format!("`{word}`"))
+                .collect();
+            words.sort();
+            words.dedup();
+            writeln!(values, "- `{name}`, `{label}`: {}", words.join(", ")).unwrap();
+        }
+    }
+    format!("{HEAD}\n{rows}{MIDDLE}\n{values}")
+}
+
+/// Their values are not listed: there are many, or they change with the release.
+const OPEN_LABELS: [&str; 4] = ["route", "method", "version", "commit"];
+
+const HEAD: &str = "# Metrics
+
+Each node shows these at `/metrics` (on `ADMIN_ADDR`; without it on the main port, in dev mode only), all of them from
+its start on, as 0. No label is a user or a conversation, so the number of series is known beforehand. Counters end in
+`_total`; units are seconds and bytes. Rows of the outbox and of the laggards are the store's, so all nodes tell the
+same: take their maximum.
+
+This list is made from the code (`src/telemetry/metrics.rs`), and a test fails where they differ.
+[prometheus/](../prometheus) has the rules and alerts, [grafana/](../grafana) the dashboards, and
+[runbook.md](runbook.md) what to do.
+
+| metric | kind | unit | labels | meaning |
+|---|---|---|---|---|";
+
+const MIDDLE: &str = "
+## What labels say
+
+`route` is a route's template (`/api/v1/messages/{id}`), `method` its method. `version` is the release, and `commit` what
+the variable `TIDINGS_COMMIT` told its build, else `unknown`. The others:
+";
 
 /// Each series with its value.
 async fn series(cluster: &Cluster, at: usize) -> BTreeMap<String, f64> {
@@ -179,9 +250,25 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
     for name in only {
         assert!(moved(name) >= 1.0, "{name}");
     }
-    for gauge in ["tidings_process_resident_bytes", "tidings_process_open_fds"] {
-        assert!(value(&after, gauge) > 0.0, "{gauge}");
+    for name in [
+        "tidings_process_resident_bytes",
+        "tidings_process_memory_limit_bytes",
+        "tidings_process_open_fds",
+        "tidings_process_fd_limit",
+        "tidings_process_cpu_seconds_total",
+        "tidings_runtime_workers",
+        "tidings_runtime_busy_seconds_total",
+        "tidings_runtime_tasks",
+        "tidings_runtime_lag_seconds_count",
+        "tidings_sockets_limit",
+        "tidings_store_pool_limit",
+        r#"tidings_part_up{part="store"}"#,
+        r#"tidings_part_up{part="bus"}"#,
+        r#"tidings_part_up{part="offline"}"#,
+    ] {
+        assert!(value(&after, name) > 0.0, "{name}");
     }
+    assert_eq!(value(&after, "tidings_draining"), 0.0);
     // Nobody's id is a label.
     let shown = Rest::new(cluster.addr(0), None).get("/metrics").await.text;
     for id in [alice, bob, carol, conversation] {

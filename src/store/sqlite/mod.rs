@@ -192,6 +192,10 @@ impl Sqlite {
         ((self.readers.size() as usize).saturating_sub(idle), idle)
     }
 
+    pub fn pool_size(&self) -> usize {
+        self.readers.options().get_max_connections() as usize
+    }
+
     pub fn writer(&self) -> SqliteWriter {
         SqliteWriter { store: self.clone() }
     }
