@@ -154,6 +154,8 @@ def drain():
     spec, settings = pod()
     grace = spec["terminationGracePeriodSeconds"]
     environment = {"DRAIN_GRACE": settings["DRAIN_GRACE"], "DRAIN_TIME": settings["DRAIN_TIME"]}
+    # With these settings, whatever ran before.
+    script("cluster", "stop", "node1", "node2")
     cluster = dict(re.findall(r"(\w+)=(\S+)", script("cluster", "up", **environment)))
     os.environ["JWT_KEY"] = cluster["JWT_KEY"]
     port, nodes = int(cluster["CLUSTER_PORT"]), [cluster["NODE1_ADMIN"], cluster["NODE2_ADMIN"]]
