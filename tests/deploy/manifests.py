@@ -4,11 +4,11 @@ the service. Prints every fault; exit code 1 if there is one.
 
     manifests.py [FOLDER]      FOLDER: another checkout, in which something may be broken on purpose
 """
+import importlib.resources
 import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
@@ -52,7 +52,8 @@ def seconds(text):
 
 def compose():
     """As docker compose understands it: a schema, variables, references between the parts."""
-    program = shutil.which("docker-compose", path=str(pathlib.Path(sys.executable).parent))
+    # The program itself: what the wheel puts around it forgets its exit code.
+    program = importlib.resources.files("compose") / "docker-compose"
     done = subprocess.run([program, "-f", REPO / "compose.yaml", "config", "--format", "json"], capture_output=True, text=True,
                           env={"PATH": os.environ["PATH"]})
     if done.returncode:
@@ -168,6 +169,8 @@ def workload(at, thing, maps, known):
     allowed = {"configMap", "emptyDir", "secret", "projected", "persistentVolumeClaim"}
     check(all(set(volume) - {"name"} <= allowed for volume in spec.get("volumes", [])), at, "has a volume that is not allowed")
     check(not [port for port in container.get("ports", []) if "hostPort" in port], at, "has a port of the host")
+    restart = spec.get("restartPolicy", "Always")
+    check(restart in (("Never", "OnFailure") if thing["kind"] == "Job" else ("Always",)), at, f"restartPolicy {restart}")
     resources = container.get("resources", {})
     check({"cpu", "memory"} <= set(resources.get("requests", {})) and "memory" in resources.get("limits", {}), at, "has no resources")
     check(re.search(r":[\w.-]+$", container["image"]) and not container["image"].endswith(":latest"), at, "its image has no tag")
@@ -237,7 +240,7 @@ def production(where, things):
     target = [metric["pods"] for metric in scaler["metrics"] if metric["type"] == "Pods"][0]
     check(f'"{target["metric"]["name"]}"' in names, where, f"there is no metric {target['metric']['name']}")
     data = kinds["ConfigMap"]["data"]
-    check(int(target["target"]["averageValue"]) * 1.5 <= int(data["MAX_CONNECTIONS"]), where, "no room while another pod is missing")
+    check(int(target["target"]["averageValue"]) * 1.5 <= int(data.get("MAX_CONNECTIONS", 0)), where, "no room while another pod is missing")
     down = scaler["behavior"]["scaleDown"]
     check(down["stabilizationWindowSeconds"] >= 600 and down["policies"][0]["type"] == "Pods", where, "it scales down in haste")
     ingress = kinds["Ingress"]["metadata"]["annotations"]
@@ -263,7 +266,7 @@ def pod_monitor(at, thing, things):
         check(set(endpoint) <= ENDPOINT, at, f"fields {set(endpoint) - ENDPOINT}")
         check(endpoint["port"] in ports and endpoint["port"] == "admin", at, "looks at a port without metrics")
         check(endpoint["path"] == "/metrics" and "/metrics" in routes(), at, f"{endpoint['path']} is no path of a node")
-        check(re.fullmatch(r"\d+s", endpoint["interval"]), at, f"interval {endpoint['interval']}")
+        check(re.fullmatch(r"\d+s", endpoint.get("interval", "")), at, "has no interval")
         for relabeling in endpoint.get("relabelings", []):
             check(set(relabeling) <= RELABELING, at, f"fields {set(relabeling) - RELABELING}")
 
