@@ -238,7 +238,8 @@ async fn a_node_is_asked_on_its_machine_whether_it_serves() {
             (code, process.output() + &process.errors())
         };
         assert_eq!(asked(&[("SERVER_PORT", &port)]).await, (Some(0), "ok".into()));
-        let operators = [("SERVER_PORT", "1"), ("ADMIN_ADDR", &format!("127.0.0.1:{port}"))];
+        let addr = addr.to_string();
+        let operators = [("SERVER_PORT", "1"), ("ADMIN_ADDR", addr.as_str())];
         assert_eq!(asked(&operators).await.0, Some(0), "the operators' door is asked first");
         let (code, said) = asked(&[]).await;
         assert!(code == Some(1) && said.contains("port 0"), "{said}");
