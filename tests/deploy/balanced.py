@@ -230,7 +230,7 @@ def drain():
 
 class Balancer:
     def __init__(self, node, gateways):
-        self.port, (stats,) = free_port(), (free_port(),)
+        self.port, stats = free_port(), free_port()
         environment = {**os.environ, "LISTEN": f"127.0.0.1:{self.port}", "STATS": f"127.0.0.1:{stats}",
                        "NODE1": f"127.0.0.1:{node}", "NODE2": "127.0.0.1:1"}
         environment.pop("GATEWAYS", None)
@@ -260,7 +260,8 @@ def named():
             answer = http(balancer.port, "GET", "/api/v1/conversations", user=user)
             assert answer.status == status, (gateways, answer)
             for path in ("/metrics", "/admin/v1/disconnect", "//metrics"):
-                assert http(balancer.port, "GET", path).status == 404, path
+                answer = http(balancer.port, "GET", path)
+                assert answer.status == 404 and answer["code"] is None, ("the node answers", answer)
         # The gateway's word for the client's address counts: one socket for each.
         def socket(address):
             return WS(balancer.port, user=uid(), device="phone", headers={"X-Forwarded-For": address})
@@ -272,10 +273,20 @@ def named():
         except Refused as refused:
             assert refused.answer.status in (429, 503), refused.answer
         assert socket("203.0.113.8").wait("hello")
+        # Nobody else's does: what these say is taken away, and this machine has no limit.
+        node = Node(os.environ["TIDINGS_BIN"], folder, "jwt", {
+            "DATA_DIR": folder + "/jwt", "AUTH_MODE": "jwt", "JWT_KEY": os.environ["JWT_KEY"],
+            "TRUSTED_PROXIES": "127.0.0.1", "MAX_CONNECTIONS_PER_IP": "1"})
+        node.ready()
+        balancer = Balancer(node.port, None)
+        for _ in range(2):
+            liar = WS(balancer.port, device="phone", headers={**token(uid()), "X-Forwarded-For": "203.0.113.7"})
+            assert liar.wait("hello")
     print("balanced: X-User-ID and X-Forwarded-For are a gateway's to set, and /metrics and /admin not for clients")
 
 
 if __name__ == "__main__":
+    os.environ["JWT_KEY"] = "a-secret-of-this-test-0123456789abcdef"
     try:
         named()
         drain()
