@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tidings::app::{self, App};
 use tidings::config::Config;
-use tidings::{shutdown, telemetry, verify};
+use tidings::{health, shutdown, telemetry, verify};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,6 +28,8 @@ enum Command {
     Serve,
     /// Lay or renew the tables of the store, and exit.
     Migrate,
+    /// Ask the node on this machine with these settings if it serves; exit code 1 if it does not.
+    Health,
     /// Check what must hold of the stored data and of presence; exit code 1 if something does not.
     Verify,
 }
@@ -65,6 +67,11 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
     if let Command::Migrate = command {
         app::migrate(&config).await?;
         println!("the tables are those of this release");
+        return Ok(true);
+    }
+    if let Command::Health = command {
+        health::ask(&config).await?;
+        println!("ok");
         return Ok(true);
     }
     if let Command::Verify = command {

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use crate::harness::cluster::{Ground, Kind, Settings, on_ground};
-use crate::harness::process::Process;
+use crate::harness::process::{Process, Signal};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -223,6 +223,33 @@ async fn a_second_node_without_redis_on_the_same_database_is_refused() {
     on_ground(Kind::Cluster, &[], async |ground| {
         let alone = [("REDIS_URL", ""), ("REDIS_PREFIX", "")];
         second_node(ground, &alone, &["DATABASE_URL", "REDIS_URL"]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_is_asked_on_its_machine_whether_it_serves() {
+    on_ground(Kind::Embedded, &[], async |ground| {
+        let (mut node, addr) = Process::node(&ground.settings("0")).await;
+        let port = addr.port().to_string();
+        let asked = async |settings: &[(&str, &str)]| {
+            let mut process = Process::start(&["health"], &ground.settings_with("0", settings));
+            let code = process.exit_within(SOON).await.code();
+            (code, process.output() + &process.errors())
+        };
+        assert_eq!(asked(&[("SERVER_PORT", &port)]).await, (Some(0), "ok".into()));
+        let addr = addr.to_string();
+        let operators = [("SERVER_PORT", "1"), ("ADMIN_ADDR", addr.as_str())];
+        assert_eq!(asked(&operators).await.0, Some(0), "the operators' door is asked first");
+        let (code, said) = asked(&[]).await;
+        assert!(code == Some(1) && said.contains("port 0"), "{said}");
+        let (_hung, hung) = hung();
+        let (code, said) = asked(&[("ADMIN_ADDR", &hung)]).await;
+        assert!(code == Some(1) && said.contains("did not answer"), "{said}");
+        node.signal(Signal::TERM);
+        assert!(node.exit().await.success());
+        let (code, said) = asked(&[("SERVER_PORT", &port)]).await;
+        assert!(code == Some(1) && said.contains("does not answer"), "{said}");
     })
     .await;
 }
