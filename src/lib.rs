@@ -12,6 +12,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod build_info;
 pub mod bus;
 pub mod clock;
 pub mod config;

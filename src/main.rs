@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidings::app::{self, App};
+use tidings::build_info::{VERSION, VERSION_AND_COMMIT};
 use tidings::config::Config;
 use tidings::{shutdown, telemetry, verify};
 
@@ -16,7 +17,7 @@ const EXIT_USAGE: u8 = 64;
 /// A horizontally sharded real-time messaging service. Settings come from the environment; see
 /// .env.example.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version = VERSION_AND_COMMIT, about)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -72,7 +73,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
         print!("{report}");
         return Ok(report.is_sound());
     }
-    tracing::info!(?config, "settings");
+    tracing::info!(version = VERSION_AND_COMMIT, ?config, "settings");
     #[cfg(feature = "sabotage")]
     tidings::sabotage::begin(tidings::config::sabotage()?);
     let mut stop = std::pin::pin!(shutdown::signals()?);
@@ -84,6 +85,6 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
     if let Some(addr) = app.admin_addr() {
         tracing::info!(%addr, "admin listening");
     }
-    println!("tidings {} at http://{}", env!("CARGO_PKG_VERSION"), app.addr());
+    println!("tidings {VERSION} at http://{}", app.addr());
     Ok(app.run(stop).await)
 }
