@@ -3,6 +3,8 @@
 //! The same sources give the same binary. `TIDINGS_COMMIT` names the commit where there is no
 //! repository (an image's build); else a release asks git, and a build outside of one does without.
 
+#![expect(clippy::disallowed_methods, reason = "cargo tells a build script everything that way")]
+
 use std::env;
 use std::path::Path;
 use std::process::Command;
