@@ -266,16 +266,18 @@ impl HttpClient for Sender {
     where
         Self: 'b,
     {
-        let answer = self.client.request(request.map(Full::new));
+        let client = self.client.clone();
+        let answer = async move {
+            let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
+            let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?;
+            Ok::<_, HttpError>(Response::from_parts(head, body.to_bytes()))
+        };
+        // Inside, for the clock and the sockets are those of the runtime.
         let sent = self.tasks.spawn_on(
-            tokio::time::timeout(EXPORT_LIMIT, async {
-                let (head, body) = answer.await?.into_parts();
-                let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?;
-                Ok::<_, HttpError>(Response::from_parts(head, body.to_bytes()))
-            }),
+            async move { tokio::time::timeout(EXPORT_LIMIT, answer).await? },
             &self.runtime,
         );
-        Box::pin(async { sent.await?? })
+        Box::pin(async { sent.await? })
     }
 }
 

@@ -207,7 +207,7 @@ async fn a_database_that_lacks_something_is_told_of() {
         ground.sql("revoke update on messages from current_user").await;
         let told = check(&by_hand).await;
         told.expect("postgres", "rights", "problem", "permission denied for table messages");
-        told.expect("postgres", "rights", "problem", "send");
+        told.expect("postgres", "rights", "problem", "amend_edit");
         ground.sql("grant update on messages to current_user").await;
         ground.sql("alter table receipts drop column at").await;
         check(&by_hand).await.expect("postgres", "rights", "problem", "\\\"at\\\"");
@@ -225,23 +225,30 @@ async fn a_database_that_lacks_something_is_told_of() {
 #[tokio::test]
 async fn a_redis_that_lacks_something_is_told_of() {
     let Some(mut redis) = OwnRedis::start().await else { return };
-    on_ground(Kind::Cluster, &[("REDIS_PREFIX", "test")], async |ground| {
+    on_ground(Kind::Cluster, &[], async |ground| {
         let url = redis.config().url;
         let own = ground.settings_with("0", &[("REDIS_URL", &url)]);
         let told = check(&own).await;
         assert_eq!(told.code, Some(0), "{told:?}");
         assert_eq!(redis.command::<u64>(&["DBSIZE"]).await, 0, "nothing is left");
-        let user = ["ACL", "SETUSER", "few", "on", ">hunter2", "+@all", "-eval", "-publish"];
-        redis.command::<()>(&[&user[..], &["~test:*", "&test:*"]].concat()).await;
-        let few = format!("redis://few:hunter2@{}", url.trim_start_matches("redis://"));
+        // The rights that the document gives are enough.
+        let few = format!("redis://tidings:hunter2@{}", url.trim_start_matches("redis://"));
         let few = ground.settings_with("0", &[("REDIS_URL", &few)]);
+        let prefix = ground.setting("REDIS_PREFIX");
+        let document = include_str!("../../docs/security.md");
+        let rights = document.lines().find(|line| line.trim().starts_with("ACL SETUSER")).unwrap();
+        let rights = rights.replace(">…", ">hunter2").replace("tidings:*", &format!("{prefix}:*"));
+        redis.command::<()>(&rights.split_whitespace().collect::<Vec<_>>()).await;
+        let told = check(&few).await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+        redis.command::<()>(&["ACL", "SETUSER", "tidings", "-eval", "-publish"]).await;
         let told = check(&few).await;
         told.expect("redis", "commands", "problem", "EVAL: ");
         told.expect("redis", "channels", "problem", "PUBLISH: ");
-        let user = ["ACL", "SETUSER", "few", "+@all", "resetkeys", "~other:*"];
-        redis.command::<()>(&user).await;
+        let other = ["ACL", "SETUSER", "tidings", "+@all", "resetkeys", "~other:*"];
+        redis.command::<()>(&other).await;
         let told = check(&few).await;
-        told.expect("redis", "commands", "problem", "~test:*");
+        told.expect("redis", "commands", "problem", &format!("~{prefix}:*"));
         told.expect("redis", "channels", "ok", "arrives");
         for (name, value) in [
             ("maxmemory", "100mb"),

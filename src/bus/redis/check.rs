@@ -28,7 +28,7 @@ const PUBSUB_LIMITS: (u64, u64) = (32 << 20, 8 << 20);
 const KEY_LIFE: &str = "10000";
 
 pub async fn check(config: &RedisConfig, found: &mut Findings) {
-    let place = format!("{config:?}");
+    let place = place(config);
     let (pushed, mut pushes) = mpsc::channel(16);
     let connector = Connector::new(config, ANSWER_LIMIT, move |push| {
         let _ = pushed.try_send(push);
@@ -60,6 +60,11 @@ pub async fn check(config: &RedisConfig, found: &mut Findings) {
     channels(&mut connection, config, &mut pushes, found).await;
     clock(&mut connection, found).await;
     subscriber_limits(&mut connection, found).await;
+}
+
+/// Without user and password.
+fn place(config: &RedisConfig) -> String {
+    config.connection_info().map_or_else(|_| "***".into(), |info| info.addr().to_string())
 }
 
 fn private(config: &RedisConfig, found: &mut Findings) {
