@@ -8,13 +8,16 @@
 //! Who was away reads by `resume` what he missed.
 //!
 //! Direction: `main -> app -> http -> ws -> {write_path, resume} -> {store, bus, presence, offline}`,
-//! and all `-> {protocol, ids, clock, config, telemetry, sabotage}`; never back, never sideways.
+//! and all `-> {protocol, ids, clock, config, finding, telemetry, sabotage}`; never back, never sideways.
 
 pub mod app;
 pub mod auth;
+pub mod build_info;
 pub mod bus;
+pub mod check;
 pub mod clock;
 pub mod config;
+pub mod finding;
 pub mod health;
 pub mod http;
 pub mod ids;

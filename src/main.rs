@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tidings::app::{self, App};
+use tidings::build_info::{VERSION, VERSION_AND_COMMIT};
 use tidings::config::Config;
-use tidings::{health, shutdown, telemetry, verify};
+use tidings::{check, health, shutdown, telemetry, verify};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -16,7 +18,7 @@ const EXIT_USAGE: u8 = 64;
 /// A horizontally sharded real-time messaging service. Settings come from the environment; see
 /// .env.example.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version = VERSION_AND_COMMIT, about)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -32,6 +34,13 @@ enum Command {
     Health,
     /// Check what must hold of the stored data and of presence; exit code 1 if something does not.
     Verify,
+    /// Connect to every part that the settings name, and say what is right and what to fix; exit
+    /// code 1 if a node would not start or not keep its promises.
+    Check {
+        /// For programs: one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -39,17 +48,25 @@ fn main() -> ExitCode {
     let config = match Config::from_env() {
         Ok(config) => config,
         Err(faults) => {
+            if let Command::Check { json } = command {
+                return told(&check::Report::of_faults(&faults), json);
+            }
             eprintln!("{faults}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if let Err(error) = telemetry::init_logs(&config.log) {
+    // The report tells all there is to tell.
+    let silent = matches!(command, Command::Check { .. });
+    if !silent && let Err(error) = telemetry::init_logs(&config.log) {
         eprintln!("tidings: {error}");
         return ExitCode::from(EXIT_USAGE);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(command, config)),
+        Ok(runtime) => match command {
+            Command::Check { json } => return told(&runtime.block_on(check::run(&config)), json),
+            command => runtime.block_on(run(command, config)),
+        },
         Err(error) => Err(error.into()),
     };
     match outcome {
@@ -60,6 +77,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn told(report: &check::Report, json: bool) -> ExitCode {
+    match json.then(|| report.json()) {
+        Some(Ok(json)) => println!("{json}"),
+        _ => print!("{report}"),
+    }
+    if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// True if all went as asked.
@@ -79,9 +104,10 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
         print!("{report}");
         return Ok(report.is_sound());
     }
-    tracing::info!(?config, "settings");
+    tracing::info!(version = VERSION_AND_COMMIT, ?config, "settings");
     #[cfg(feature = "sabotage")]
     tidings::sabotage::begin(tidings::config::sabotage()?);
+    let traces = telemetry::traces::init(config.traces.as_ref()).context("traces")?;
     let mut stop = std::pin::pin!(shutdown::signals()?);
     let app = tokio::select! {
         app = App::build(config) => app?,
@@ -91,6 +117,10 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
     if let Some(addr) = app.admin_addr() {
         tracing::info!(%addr, "admin listening");
     }
-    println!("tidings {} at http://{}", env!("CARGO_PKG_VERSION"), app.addr());
-    Ok(app.run(stop).await)
+    println!("tidings {VERSION} at http://{}", app.addr());
+    let sound = app.run(stop).await;
+    if let Some(traces) = traces {
+        traces.close().await;
+    }
+    Ok(sound)
 }

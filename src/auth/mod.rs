@@ -16,7 +16,8 @@ use hyper::header::AUTHORIZATION;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Timestamp;
-use crate::config::{AuthConfig, AuthMode};
+use crate::config::{AuthConfig, AuthMode, JwtConfig, JwtKeys};
+use crate::finding::Findings;
 use crate::ids::UserId;
 use crate::protocol::code::Code;
 use crate::protocol::problem::Problem;
@@ -57,6 +58,28 @@ pub struct Handshake<'a> {
     pub ticket: Option<&'a str>,
     /// A token among the subprotocols.
     pub token: Option<&'a str>,
+}
+
+/// For `tidings check`: whether there are keys by which tokens can be verified.
+pub async fn check_jwt(config: &JwtConfig, found: &mut Findings) {
+    match Tokens::connect(config).await {
+        Ok(_) => found.ok("keys", format!("{:?}", config.keys)),
+        Err(error) => {
+            let fix = "see that JWT_JWKS_URL is right, and that this machine reaches the issuer";
+            found.problem("keys", format!("{:?}: {error:#}", config.keys), fix);
+        }
+    }
+    if let JwtKeys::Jwks(url) = &config.keys
+        && url.0.scheme_str() == Some("http")
+        && !matches!(url.0.host(), Some("localhost" | "127.0.0.1" | "[::1]"))
+    {
+        let detail = "the keys come over http://: whoever is in between can be any user";
+        found.warning("keys", detail, "https://");
+    }
+    if config.issuer.is_none() {
+        let detail = "the token's issuer (iss) is not looked at";
+        found.warning("issuer", detail, "set JWT_ISSUER");
+    }
 }
 
 /// Cheap to clone.

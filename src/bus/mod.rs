@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::envelope::{Class, Classic, DecodeError, Envelope, Head, Order};
 pub use self::local::LocalBus;
-pub use self::redis::RedisBus;
+pub use self::redis::{RedisBus, check as check_redis};
 use crate::config::BusConfig;
 use crate::ids::UserId;
 

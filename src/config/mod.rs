@@ -15,12 +15,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::Uri;
 use redis::IntoConnectionInfo;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::ids::UserId;
 
 pub use jwt::{JwksUrl, JwtConfig, JwtKey, JwtKeys};
+pub use read::SPARE_FDS;
 #[cfg(feature = "sabotage")]
 pub use read::sabotage;
 pub use values::{ConfigFaults, Fault, IpNet, Setting};
@@ -87,6 +89,9 @@ pub const SETTINGS: &[Setting] = &[
     open("DRAIN_TIME"),
     open("LOG_LEVEL"),
     open("LOG_FORMAT"),
+    secret("OTEL_EXPORTER_OTLP_ENDPOINT"),
+    open("OTEL_SERVICE_NAME"),
+    open("OTEL_TRACES_SAMPLER_ARG"),
 ];
 
 #[derive(Clone, Debug)]
@@ -110,6 +115,8 @@ pub struct Config {
     pub delivery: DeliveryConfig,
     pub drain: DrainConfig,
     pub log: LogConfig,
+    /// None: nothing is traced.
+    pub traces: Option<TracesConfig>,
 }
 
 #[derive(Clone, Debug)]
@@ -309,4 +316,25 @@ pub struct LogConfig {
 pub enum LogFormat {
     Json,
     Text,
+}
+
+#[derive(Clone)]
+pub struct TracesConfig {
+    /// Of traces, of an OTLP collector; `http` or `https`.
+    pub endpoint: Uri,
+    /// Of the traces that begin here, from 0 to 1.
+    pub ratio: f64,
+    /// What this service is called in traces.
+    pub service: String,
+}
+
+impl fmt::Debug for TracesConfig {
+    /// Without path and query, which may hold a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TracesConfig")
+            .field("host", &self.endpoint.host())
+            .field("ratio", &self.ratio)
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper::Uri;
 use redis::IntoConnectionInfo;
 use rustix::process::{Resource, getrlimit};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -16,7 +17,7 @@ use super::values::{ConfigFaults, Reader};
 use super::{
     AuthConfig, AuthMode, BusConfig, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig,
     LogConfig, LogFormat, OfflineConfig, PostgresConfig, PresenceConfig, RatesConfig, RedisConfig,
-    SETTINGS, SqliteConfig, StoreConfig, WsConfig,
+    SETTINGS, SqliteConfig, StoreConfig, TracesConfig, WsConfig,
 };
 
 /// Nobody but this machine, until someone says otherwise.
@@ -40,7 +41,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
 /// More than a phone needs to wake its radio.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 /// File descriptors kept for databases, brokers, files and connections being refused.
-const SPARE_FDS: u64 = 512;
+pub const SPARE_FDS: u64 = 512;
 /// Sockets if the system sets no limit to file descriptors; memory is the limit then.
 const UNLIMITED_CONNECTIONS: u64 = 1_000_000;
 const MAX_DEVICES: usize = 10;
@@ -143,6 +144,7 @@ impl Config {
                 time: read.duration("DRAIN_TIME", drain_time, Duration::ZERO..=HOUR),
             },
             log: read_log(read),
+            traces: read_traces(read),
             data_dir,
             store,
             limits,
@@ -390,6 +392,27 @@ fn read_log(read: &mut Reader) -> LogConfig {
             if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json }
         }),
     }
+}
+
+/// By the names that OpenTelemetry gives them.
+fn read_traces(read: &mut Reader) -> Option<TracesConfig> {
+    let endpoint = read.parse("OTEL_EXPORTER_OTLP_ENDPOINT", |text| {
+        // The protocol's own path for traces, behind the address for all of them.
+        let url = format!("{}/v1/traces", text.trim_end_matches('/')).parse::<Uri>();
+        let url = url.ok().filter(|url| {
+            matches!(url.scheme_str(), Some("http" | "https"))
+                && url.query().is_none()
+                && url.host().is_some_and(|host| !host.is_empty())
+                && url.authority().is_some_and(|at| !at.as_str().contains('@'))
+        });
+        url.ok_or_else(|| "an address such as http://collector:4318".into())
+    });
+    let service = read.text("OTEL_SERVICE_NAME").unwrap_or_else(|| "tidings".into());
+    let ratio = read.parse("OTEL_TRACES_SAMPLER_ARG", |text| {
+        let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.ok_or_else(|| "a number from 0 to 1".into())
+    });
+    endpoint.map(|endpoint| TracesConfig { endpoint, ratio: ratio.unwrap_or(1.0), service })
 }
 
 fn parse_host(text: &str) -> Result<IpAddr, String> {

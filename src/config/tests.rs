@@ -310,3 +310,34 @@ fn the_example_shows_the_defaults() {
     // The parts of a database count only together with its host.
     assert_eq!(show(&|name| !name.starts_with("DB_")), defaults);
 }
+
+/// The rows of `docs/settings.md` whose first cell is a setting: its name and the default shown.
+fn documented() -> Vec<(&'static str, &'static str)> {
+    let rows = include_str!("../../docs/settings.md").lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| `")?.split(" | ");
+        let (name, default) = (cells.next()?.strip_suffix('`')?, cells.next()?);
+        assert_eq!(cells.count(), 2, "four cells: {line}");
+        Some((name, default.trim_matches('`')))
+    });
+    rows.collect()
+}
+
+#[test]
+fn the_document_tells_of_exactly_the_settings_there_are() {
+    let documented = documented();
+    let names: BTreeSet<_> = documented.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, SETTINGS.iter().map(|setting| setting.name).collect());
+    assert_eq!(documented.len(), names.len(), "a setting stands there twice");
+}
+
+#[test]
+fn the_document_shows_the_defaults_of_the_example() {
+    let (all, _) = env_example();
+    for (name, shown) in documented() {
+        // Where the example has no value, the default is said in words.
+        match all[name] {
+            "" => assert!(!shown.is_empty(), "{name}"),
+            value => assert_eq!(shown, value, "{name}"),
+        }
+    }
+}

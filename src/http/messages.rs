@@ -29,7 +29,10 @@ pub async fn send(mut call: Call<'_>) -> Answer {
     let send = send.checked(&call.node.limits).inspect_err(|problem| {
         call.node.metrics.sends.refused.of(problem.code).increment(1);
     })?;
-    let sent = outcome(|reply| call.node.write_path.send(call.user, None, send, reply)).await?;
+    let sent = outcome(|reply| {
+        call.node.write_path.send(call.user, None, send, &call.trace, reply);
+    })
+    .await?;
     let status = match sent {
         Sent::Created(_) => StatusCode::CREATED,
         Sent::Repeated(_) => StatusCode::OK,
@@ -51,7 +54,10 @@ pub async fn delete(call: Call<'_>) -> Answer {
 
 async fn amend(call: &Call<'_>, amendment: Amendment) -> Answer {
     call.node.rates.send(call.user)?;
-    let message = outcome(|reply| call.node.write_path.amend(amendment, None, reply)).await?;
+    let message = outcome(|reply| {
+        call.node.write_path.amend(amendment, None, &call.trace, reply);
+    })
+    .await?;
     answer::ok(&*message)
 }
 

@@ -39,6 +39,7 @@ use crate::protocol::code::Code;
 use crate::protocol::model::ReceiptKind;
 use crate::protocol::problem::Problem;
 use crate::telemetry::metrics::{RouteMetrics, StatusClass};
+use crate::telemetry::traces::{self, Span, Trace};
 use crate::ws::{Node, upgrade};
 use answer::Answer;
 
@@ -201,7 +202,16 @@ async fn respond(
     let method = request.method().clone();
     let (route, path) = Route::of(request.uri().path(), door, node.auth.is_dev());
     let origin = node.auth.allowed_origin(request.headers()).filter(|_| door == Door::Main);
-    let handled = tokio::time::timeout(DEADLINE, handle(server, request, door, route, path, peer));
+    let mut span = Span::default();
+    if traces::is_on() && route.is_traced() {
+        let parent = Trace::of_headers(request.headers());
+        span = Span::of_request(|| format!("{method} {}", route.template()), &parent);
+        span.set("http.request.method", &method);
+        span.set("http.route", route.template());
+        span.set("request_id", &request_id);
+    }
+    let handling = handle(server, request, door, route, path, peer, span.trace());
+    let handled = tokio::time::timeout(DEADLINE, handling);
     let answer = handled.await.unwrap_or_else(|_| {
         Err(Problem::new(Code::Unavailable, "the answer took too long; try again"))
     });
@@ -229,6 +239,11 @@ async fn respond(
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
     server.count(route, &method, status, elapsed);
+    span.count("http.response.status_code", status.into());
+    if status >= 500 {
+        span.failed("server error");
+    }
+    drop(span);
     tracing::debug!(
         request_id,
         method = method.as_str(),
@@ -381,6 +396,11 @@ impl Route {
         }
     }
 
+    /// A socket's request says nothing of its life, and probes would be all that one sees.
+    fn is_traced(self) -> bool {
+        !matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::Socket | Self::Unknown)
+    }
+
     /// Whether the admin listener is where it belongs.
     pub fn is_admin(self) -> bool {
         matches!(self, Self::Metrics | Self::Disconnect)
@@ -425,6 +445,8 @@ pub struct Call<'a> {
     pub query: Option<String>,
     pub path: Path,
     pub body: Vec<u8>,
+    /// Of the call, for what it starts.
+    pub trace: Trace,
 }
 
 async fn handle(
@@ -434,6 +456,7 @@ async fn handle(
     route: Route,
     path: Path,
     peer: IpAddr,
+    trace: Trace,
 ) -> Answer {
     let node = &server.node;
     node.auth.admit_host(request.headers())?;
@@ -473,6 +496,7 @@ async fn handle(
         query: head.uri.query().map(str::to_owned),
         headers: head.headers,
         path,
+        trace,
         body: read(body, node.limits.max_frame_bytes).await?,
     };
     match (route, head.method) {

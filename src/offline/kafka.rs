@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::record::Record;
 use super::{OfflineError, QUEUE_KIB, take_room};
 use crate::telemetry::Metrics;
+use crate::telemetry::traces::{Span, Trace};
 
 /// For all that happens at start.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -33,7 +34,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
-type LoggingProducer = FutureProducer<Logs>;
+pub(super) type LoggingProducer = FutureProducer<Logs>;
 
 #[derive(Clone)]
 pub struct KafkaSink {
@@ -150,7 +151,10 @@ impl Inner {
     async fn produce(self: &Arc<Self>, record: &Record) -> Result<(), OfflineError> {
         let value = record.value();
         let _room = take_room(&self.queue, value.len()).await?;
-        let confirmed = match self.enqueue(record, &value) {
+        let mut span = Span::of_record(|| format!("{} publish", self.topic), record.trace());
+        span.set("messaging.system", "kafka");
+        span.count("messaging.message.body.size", value.len());
+        let confirmed = match self.enqueue(record, &value, &span.trace()) {
             Ok(delivery) => match delivery.await {
                 Ok(Ok(_)) => Ok(()),
                 Ok(Err((error, _))) => Err(error),
@@ -163,6 +167,7 @@ impl Inner {
             return Ok(());
         };
         let error = classify(&error);
+        span.failed("not confirmed");
         if error.is_transient() {
             self.up.store(false, Ordering::Relaxed);
             self.replace_if_broken().await;
@@ -171,14 +176,22 @@ impl Inner {
     }
 
     /// Puts the record into the producer's own queue, which copies it.
-    fn enqueue(&self, record: &Record, value: &[u8]) -> Result<DeliveryFuture, KafkaError> {
+    fn enqueue(
+        &self,
+        record: &Record,
+        value: &[u8],
+        trace: &Trace,
+    ) -> Result<DeliveryFuture, KafkaError> {
         let key = record.key().to_string();
         let named = record.headers();
-        let headers = named
+        let mut headers = named
             .iter()
             .fold(OwnedHeaders::new_with_capacity(named.len()), |headers, (key, value)| {
                 headers.insert(Header { key, value: Some(value) })
             });
+        if let Some(value) = &trace.traceparent() {
+            headers = headers.insert(Header { key: "traceparent", value: Some(value) });
+        }
         let record = FutureRecord::to(&self.topic).key(&key).payload(value).headers(headers);
         self.with_producer(|producer| producer.send_result(record).map_err(|(error, _)| error))
     }
@@ -253,7 +266,7 @@ impl Inner {
     }
 }
 
-fn client_config(brokers: &str) -> ClientConfig {
+pub(super) fn client_config(brokers: &str) -> ClientConfig {
     let millis = |time: Duration| time.as_millis().to_string();
     let mut config = ClientConfig::new();
     config
@@ -362,7 +375,7 @@ fn classify(error: &KafkaError) -> OfflineError {
 }
 
 /// Passes librdkafka's own logs on. They name brokers, never what is in a record or a setting.
-struct Logs;
+pub(super) struct Logs;
 
 impl ClientContext for Logs {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {

@@ -5,6 +5,7 @@
 //! confirmed it; until then its recipients stay unsettled, so a failure here delays and never
 //! loses. What waits is bounded in bytes.
 
+mod check;
 mod file;
 mod kafka;
 mod record;
@@ -23,6 +24,7 @@ use kafka::KafkaSink;
 pub use record::{MAX_RECIPIENTS, Reason, Recipient, Record};
 
 use crate::config::OfflineConfig;
+use crate::finding::Findings;
 use crate::sabotage::{self, Mutation};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{KafkaFailure, OfflineOutcome};
@@ -82,6 +84,14 @@ impl OfflineError {
             Self::Closing => KafkaFailure::Closing,
             _ => KafkaFailure::Unavailable,
         }
+    }
+}
+
+/// For `tidings check`; of a file there is nothing to be asked. `largest`: bytes of the largest change.
+pub async fn check_kafka(config: &OfflineConfig, largest: usize, found: &mut Findings) {
+    if let OfflineConfig::Kafka { brokers, topic, partitions } = config {
+        let client = kafka::client_config(brokers);
+        check::check(&client, brokers, topic, *partitions, largest, found).await;
     }
 }
 

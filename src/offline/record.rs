@@ -12,6 +12,7 @@ use crate::clock::Timestamp;
 use crate::ids::{ConversationId, Seq, UserId};
 use crate::protocol::model::ChangeKind;
 use crate::protocol::model::Message;
+use crate::telemetry::traces::Trace;
 
 /// Keeps a record far below a broker's usual limit of 1 MB.
 pub const MAX_RECIPIENTS: usize = 500;
@@ -43,6 +44,8 @@ pub struct Record {
     message: Arc<Message>,
     recipients: Vec<Recipient>,
     reason: Reason,
+    /// What it is a part of; a retry is a part of nothing.
+    trace: Trace,
 }
 
 impl Record {
@@ -69,8 +72,17 @@ impl Record {
                 message: message.clone(),
                 recipients: part.to_vec(),
                 reason,
+                trace: Trace::default(),
             })
             .collect()
+    }
+
+    pub fn traced(self, trace: &Trace) -> Self {
+        Self { trace: trace.clone(), ..self }
+    }
+
+    pub fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     pub fn recipients(&self) -> &[Recipient] {

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 pub use error::StoreError;
+pub use postgres::{Demand, check as check_postgres};
 use postgres::{Postgres, PostgresWriter};
 use recent::Recent;
+pub use sqlite::check as check_sqlite;
 use sqlite::{Sqlite, SqliteWriter};
 use types::{
     AmendOutcome, Amendment, Anchor, Change, ChangeOutcome, ConversationCursor, Heads, History,

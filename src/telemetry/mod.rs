@@ -1,10 +1,12 @@
-//! What the node tells about itself: log lines on stderr, and the metrics' upkeep.
+//! What the node tells about itself: log lines on stderr, the metrics and their upkeep,
+//! and traces for a collector, if there is one.
 //!
 //! `main` calls [`init_logs`] once; `app` keeps [`run_upkeep`] running. Standard output is left to
 //! the results of commands.
 
 mod logs;
 pub mod metrics;
+pub mod traces;
 
 use std::time::Duration;
 

@@ -27,6 +27,7 @@ use crate::store::types::{Changed, MemberState, Members, Proof, Run};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
+use crate::telemetry::traces::{Trace, Way};
 
 /// Batches taken together, so that their publishes share round trips.
 const BATCHES: usize = 16;
@@ -55,6 +56,7 @@ pub enum Event {
         origin: Option<SessionId>,
         members_version: i64,
         received: Instant,
+        way: Way,
     },
     Conversation(Changed),
 }
@@ -103,6 +105,7 @@ struct Encoded {
 struct Absent {
     kind: ChangeKind,
     message: Arc<Message>,
+    trace: Trace,
     members: Arc<Members>,
     users: Vec<UserId>,
 }
@@ -198,7 +201,7 @@ impl Dispatcher {
         // In the order of the events, for that is the order of their records.
         let mut absent: BTreeMap<usize, Absent> = BTreeMap::new();
         for (((user, _), at), count) in publishes.iter().zip(of).zip(receivers) {
-            let Event::Message { kind, message, .. } = &events[at] else { continue };
+            let Event::Message { kind, message, way, .. } = &events[at] else { continue };
             let Some(members) = members_of.get(&message.conversation_id) else { continue };
             if *user == message.sender_id || !matches!(count, Receivers::Count(0)) {
                 continue;
@@ -206,6 +209,7 @@ impl Dispatcher {
             let entry = absent.entry(at).or_insert_with(|| Absent {
                 kind: *kind,
                 message: message.clone(),
+                trace: way.trace(),
                 members: members.clone(),
                 users: Vec::new(),
             });
@@ -309,7 +313,8 @@ impl Dispatcher {
             let recipients = recipients
                 .map(|user| recipient(&absent.message, *user, muted(&absent.members, *user)))
                 .collect();
-            self.hand_over(absent.kind, absent.message.clone(), recipients, Reason::Absent)
+            let message = absent.message.clone();
+            self.hand_over(absent.kind, message, recipients, Reason::Absent, absent.trace)
         });
         for runs in futures_util::future::join_all(hand_overs).await {
             runs.into_iter().for_each(|run| self.proofs.add(run));
@@ -325,11 +330,12 @@ impl Dispatcher {
         message: Arc<Message>,
         recipients: Vec<Recipient>,
         reason: Reason,
+        trace: Trace,
     ) -> Vec<Run> {
         let mut runs = Vec::with_capacity(recipients.len());
         for record in Record::split(kind, &message, recipients, reason) {
             let users: Vec<UserId> = record.recipients().iter().map(|r| r.user_id).collect();
-            match self.offline.hand_over(record).await {
+            match self.offline.hand_over(record.traced(&trace)).await {
                 Ok(()) => {}
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, message_id = %message.id, "not handed over");

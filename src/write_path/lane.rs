@@ -26,6 +26,7 @@ use crate::store::types::{
 use crate::store::{Store, StoreError, Writer};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
+use crate::telemetry::traces;
 
 /// Beyond it a larger batch costs latency and gains little.
 const MAX_BATCH: usize = 256;
@@ -103,18 +104,22 @@ impl Lane {
     /// Commits, answers, dispatches; returns those to be judged again.
     async fn commit_batch(
         &mut self,
-        batch: Vec<PendingSend>,
+        mut batch: Vec<PendingSend>,
         deadline: Instant,
     ) -> Vec<PendingSend> {
         let started = Instant::now();
+        if traces::is_on() {
+            batch.iter_mut().for_each(|send| send.way.stage("commit"));
+        }
         let outbox = OutboxLease { id: OutboxId::random(), lease: self.lease };
         let messages: Vec<NewMessage> = batch.iter().map(|send| send.message.clone()).collect();
         let outcomes = match self.commit(&messages, outbox, deadline).await {
             Ok(outcomes) => outcomes,
             Err(error) => {
                 tracing::warn!(%error, batch = batch.len(), "a batch of messages was not stored");
-                for send in batch {
+                for mut send in batch {
                     let problem = store_problem(&error);
+                    send.way.failed(problem.code.name());
                     self.metrics.sends.refused.of(problem.code).increment(1);
                     (send.reply)(Err(problem));
                 }
@@ -132,7 +137,7 @@ impl Lane {
                 again.push(send);
                 continue;
             }
-            let PendingSend { message, origin, received, reply } = send;
+            let PendingSend { message, origin, received, mut way, reply } = send;
             let (message, members_version) = match outcome {
                 SendOutcome::Stored(stored) => {
                     let message = Arc::new(as_stored(message, stored));
@@ -158,6 +163,7 @@ impl Lane {
                         Problem::new(Code::Internal, "an outcome without an answer")
                     });
                     self.metrics.sends.refused.of(problem.code).increment(1);
+                    way.failed(problem.code.name());
                     reply(Err(problem));
                     continue;
                 }
@@ -166,7 +172,8 @@ impl Lane {
             self.metrics.sends.accepted.increment(1);
             reply(Ok(Sent::Created(message.clone())));
             let kind = ChangeKind::MessageCreated;
-            events.push(Event::Message { kind, message, origin, members_version, received });
+            way.stage("dispatch");
+            events.push(Event::Message { kind, message, origin, members_version, received, way });
         }
         self.dispatch(outbox.id, committed, events).await;
         again
@@ -285,7 +292,8 @@ impl Lane {
 
     /// One edit or deletion. To repeat it does no harm, so it is, also when it may be done already.
     async fn commit_amend(&mut self, pending: PendingAmend) {
-        let PendingAmend { amendment, origin, received, reply } = pending;
+        let PendingAmend { amendment, origin, received, mut way, reply } = pending;
+        way.stage("commit");
         let deadline = Instant::now() + RETRY_FOR;
         let mut maybe_done = false;
         let (outcome, outbox) = loop {
@@ -317,12 +325,14 @@ impl Lane {
             None => ChangeKind::MessageDeleted,
         };
         reply(amended(outcome));
+        way.stage("dispatch");
         let event = told.map(|(message, members_version)| Event::Message {
             kind,
             message: Arc::from(message),
             origin,
             members_version,
             received,
+            way,
         });
         self.dispatch(outbox.id, Instant::now(), event.into_iter().collect()).await;
     }

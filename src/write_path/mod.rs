@@ -33,6 +33,7 @@ use crate::store::types::{
     AmendOutcome, Amendment, Change, ChangeOutcome, NewMessage, Receipt, SendOutcome,
 };
 use crate::telemetry::Metrics;
+use crate::telemetry::traces::{Trace, Way};
 use proofs::Proofs;
 use receive::{PendingReceipt, ReceiptReply};
 
@@ -95,6 +96,7 @@ pub struct PendingSend {
     /// The session it came by, which gets no event of it.
     pub origin: Option<SessionId>,
     pub received: Instant,
+    pub way: Way,
     pub reply: Reply,
 }
 
@@ -110,6 +112,7 @@ pub struct PendingAmend {
     /// The session it came by, which gets no event of it.
     pub origin: Option<SessionId>,
     pub received: Instant,
+    pub way: Way,
     pub reply: AmendReply,
 }
 
@@ -159,7 +162,14 @@ impl WritePath {
 
     /// Submits a checked send and returns at once; `reply` is called after the commit, or now if
     /// the lane is full.
-    pub fn send(&self, by: UserId, origin: Option<SessionId>, send: SendMessage, reply: Reply) {
+    pub fn send(
+        &self,
+        by: UserId,
+        origin: Option<SessionId>,
+        send: SendMessage,
+        trace: &Trace,
+        reply: Reply,
+    ) {
         let message = NewMessage {
             id: MessageId::new(send.conversation_id, Timestamp::now()),
             body_hash: send.body_hash(),
@@ -173,12 +183,16 @@ impl WritePath {
             metadata: send.metadata,
         };
         let lane = self.lane(message.conversation_id.slot());
-        let pending = PendingSend { message, origin, received: Instant::now(), reply };
+        let mut way = Way::begin("send", trace);
+        way.set("messaging.message.id", message.id);
+        way.stage("queue");
+        let pending = PendingSend { message, origin, received: Instant::now(), way, reply };
         if let Err(refused) = lane.try_send(Request::Send(pending)) {
-            let (Request::Send(pending), problem) = refusal(refused) else {
+            let (Request::Send(mut pending), problem) = refusal(refused) else {
                 unreachable!("what comes back is what was sent")
             };
             self.metrics.sends.refused.of(problem.code).increment(1);
+            pending.way.failed(problem.code.name());
             (pending.reply)(Err(problem));
         }
     }
@@ -200,9 +214,18 @@ impl WritePath {
 
     /// Submits a checked edit, or a deletion, and returns at once; `reply` is called after the
     /// commit, or now if the lane is full.
-    pub fn amend(&self, amendment: Amendment, origin: Option<SessionId>, reply: AmendReply) {
+    pub fn amend(
+        &self,
+        amendment: Amendment,
+        origin: Option<SessionId>,
+        trace: &Trace,
+        reply: AmendReply,
+    ) {
         let lane = self.lane(amendment.message_id.slot());
-        let pending = PendingAmend { amendment, origin, received: Instant::now(), reply };
+        let mut way = Way::begin("amend", trace);
+        way.set("messaging.message.id", amendment.message_id);
+        way.stage("queue");
+        let pending = PendingAmend { amendment, origin, received: Instant::now(), way, reply };
         if let Err(refused) = lane.try_send(Request::Amend(pending)) {
             let (Request::Amend(pending), problem) = refusal(refused) else {
                 unreachable!("what comes back is what was sent")
@@ -352,7 +375,7 @@ mod tests {
             let reply = Box::new(move |outcome: Result<_, Problem>| {
                 let _ = reply.send(outcome.err().map(|problem| problem.code));
             });
-            write_path.amend(amendment.clone(), None, reply);
+            write_path.amend(amendment.clone(), None, &Trace::default(), reply);
             // The lane holds those that are accepted; a refusal is told at once.
             if let Ok(refused) = refused.try_recv() {
                 assert_eq!((refused, waiting), (Some(Code::Busy), LANE_QUEUE));

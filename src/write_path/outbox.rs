@@ -16,6 +16,7 @@ use crate::protocol::model::ChangeKind;
 use crate::sabotage::{self, Mutation};
 use crate::store::StoreError;
 use crate::store::types::{Changed, OutboxRow};
+use crate::telemetry::traces::Way;
 
 /// Rows let go by one statement.
 const ROWS: usize = 256;
@@ -169,6 +170,7 @@ async fn changes(dispatcher: &Dispatcher, rows: &[OutboxRow]) -> Result<Vec<Even
         origin: None,
         members_version,
         received: Instant::now(),
+        way: Way::default(),
     }));
     Ok(events)
 }

@@ -19,6 +19,7 @@ use crate::protocol::model::ChangeKind;
 use crate::store::Result;
 use crate::store::types::{Laggard, Proof, Run};
 use crate::telemetry::metrics::LaggardOutcome;
+use crate::telemetry::traces::Trace;
 
 const EVERY: Duration = Duration::from_millis(500);
 const CLAIM: u32 = 64;
@@ -212,7 +213,7 @@ async fn hand_over(
         let seqs: Vec<Seq> = lacking.iter().map(|message| message.seq).collect();
         let records = lacking.into_iter().map(|message| {
             let recipients = vec![recipient(&message, user_id, muted)];
-            dispatcher.hand_over(CREATED, Arc::new(message), recipients, reason)
+            dispatcher.hand_over(CREATED, Arc::new(message), recipients, reason, Trace::default())
         });
         let confirmed = futures_util::future::join_all(records).await;
         // What was confirmed in order is not handed over again.

@@ -19,6 +19,7 @@ use crate::protocol::event::{self, Event, MessageAnswer};
 use crate::protocol::model::{Message, ReceiptKind};
 use crate::protocol::problem::Problem;
 use crate::store::types::{Amendment, Receipt};
+use crate::telemetry::traces::Trace;
 use crate::write_path::{self, Sent, Yields};
 
 /// Commands that cannot be understood, in a minute, before the session ends.
@@ -125,7 +126,8 @@ async fn on_command(
                 let message = result.as_ref().map(|sent| MessageAnswer { message: sent.message() });
                 finish(&answered, reserved, reference.as_deref(), message);
             });
-            node.write_path.send(session.user_id, Some(session.id), send, reply);
+            let trace = Trace::default();
+            node.write_path.send(session.user_id, Some(session.id), send, &trace, reply);
         }
         Command::ReadReceipt(message_id) => {
             let reserved = session.reserve(size).await;
@@ -218,7 +220,7 @@ async fn amend(
         let message = result.as_ref().map(|message| MessageAnswer { message });
         finish(&answered, reserved, reference.as_deref(), message);
     });
-    node.write_path.amend(amendment, Some(session.id), reply);
+    node.write_path.amend(amendment, Some(session.id), &Trace::default(), reply);
 }
 
 /// Answers a command that has waited for the store, in the room reserved for it.

@@ -5,6 +5,7 @@
 mod harness;
 
 mod bus;
+mod check;
 mod contract;
 mod corpus;
 mod delivery;
@@ -31,12 +32,14 @@ mod protocol;
 mod rates;
 mod receipts;
 mod requests;
+mod restore;
 mod resume;
 mod rights;
 mod sim;
 mod slow;
 mod startup;
 mod store;
+mod traces;
 mod typing;
 mod verify;
 mod watch;

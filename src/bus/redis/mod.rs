@@ -3,6 +3,7 @@
 //! Two connections per node, however many sockets: one only listens (`subscriber`), on the other
 //! publishes are pipelined (`link`). Each has a task that makes it again when it is lost.
 
+mod check;
 mod connection;
 mod link;
 mod subscriber;
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::check::check;
 use self::link::Link;
 use self::subscriber::{Gauges, Subscriber, channel};
 use self::subscriptions::{Held, Subscriptions};

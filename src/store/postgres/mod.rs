@@ -6,6 +6,7 @@
 
 mod amend;
 mod changes;
+mod check;
 mod conversations;
 mod error;
 mod laggards;
@@ -28,6 +29,7 @@ use sqlx::{Connection, Executor, FromRow, PgConnection, SqlSafeStr};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+pub use self::check::{Demand, check};
 use self::error::{failed, timed_out};
 pub use self::writer::PostgresWriter;
 use super::{Result, Schema};

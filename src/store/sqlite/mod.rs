@@ -8,6 +8,7 @@
 
 mod amend;
 mod changes;
+mod check;
 mod conversations;
 mod error;
 mod laggards;
@@ -33,6 +34,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSy
 use sqlx::{ConnectOptions, Connection, SqliteConnection, Transaction};
 use uuid::Uuid;
 
+pub use self::check::check;
 use super::{Result, Schema, StoreError};
 use crate::config::SqliteConfig;
 

@@ -26,8 +26,20 @@ pub struct Process {
 impl Process {
     /// With these settings and nothing else in its environment.
     pub fn start(arguments: &[&str], settings: &Settings) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
-            .args(arguments)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        command.args(arguments);
+        Self::spawn(command, settings)
+    }
+
+    /// A shell that is to `exec "$0"`, which is the binary.
+    pub fn start_by_shell(text: &str, settings: &Settings) -> Self {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", text, env!("CARGO_BIN_EXE_tidings")]);
+        Self::spawn(command, settings)
+    }
+
+    fn spawn(mut command: Command, settings: &Settings) -> Self {
+        let mut child = command
             .env_clear()
             .envs(settings)
             .stdin(Stdio::null())

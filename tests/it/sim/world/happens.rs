@@ -11,6 +11,7 @@ use tidings::protocol::model::{Kind, Message, MessageType, ReceiptKind};
 use tidings::store::types::{
     Amendment, Change, NewMessage, OutboxLease, Receipt, SendOutcome, Stored,
 };
+use tidings::telemetry::traces::Trace;
 use tidings::write_path::Sent;
 use tidings::ws::Node;
 use tokio::sync::oneshot;
@@ -202,7 +203,8 @@ impl World {
         let edit = |content| EditMessage { content, mentions: None, metadata: None };
         let amendment = Amendment { by, message_id, edit: content.clone().map(edit) };
         let (reply, outcome) = oneshot::channel();
-        node.write_path.amend(amendment, None, Box::new(|result| drop(reply.send(result))));
+        let answer = Box::new(|result| drop(reply.send(result)));
+        node.write_path.amend(amendment, None, &Trace::default(), answer);
         let message: Arc<Message> = outcome.await.unwrap().expect("it is his");
         let log = self.logs.get_mut(&id).expect("it is one of them");
         log.amend(message_id, message.change_seq, content);

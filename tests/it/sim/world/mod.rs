@@ -17,6 +17,7 @@ use tidings::ids::{ConversationId, MessageId, Seq, SessionId, UserId};
 use tidings::protocol::command::SendMessage;
 use tidings::protocol::model::MessageType;
 use tidings::protocol::problem::Problem;
+use tidings::telemetry::traces::Trace;
 use tidings::write_path::Sent;
 use tidings::ws::Node;
 use tokio::runtime::{Builder, Runtime};
@@ -330,6 +331,7 @@ fn submit(
         mentions: None,
         metadata: None,
     };
-    node.write_path.send(send.by, origin, message, Box::new(|result| drop(reply.send(result))));
+    let answer = Box::new(|result| drop(reply.send(result)));
+    node.write_path.send(send.by, origin, message, &Trace::default(), answer);
     outcome
 }

@@ -1,0 +1,225 @@
+//! What a node needs of Kafka, looked at one by one: for `tidings check`. Leaves no record.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{FutureRecord, Producer};
+use tokio::task::spawn_blocking;
+
+use super::kafka::{LoggingProducer, Logs};
+use crate::finding::Findings;
+
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Around the largest record: its recipients, headers and JSON.
+const RECORD_SPARE: usize = 128 << 10;
+/// The largest record that is made to be refused.
+const PROBE_BYTES: usize = 16 << 20;
+
+/// What the topic looks like.
+struct Topic {
+    partitions: usize,
+    /// Of the partition that has fewest.
+    replicas: usize,
+    in_sync: usize,
+    leaderless: usize,
+}
+
+/// `largest`: bytes of the largest change of a message.
+pub async fn check(
+    client: &ClientConfig,
+    brokers: &str,
+    name: &str,
+    partitions: i32,
+    largest: usize,
+    found: &mut Findings,
+) {
+    let unreachable = "start it, and see that KAFKA_BROKERS and the way to it are right; a broker \
+                       tells its clients where to go on (advertised.listeners)";
+    let producer: LoggingProducer = match client.create_with_context(Logs) {
+        Ok(producer) => producer,
+        Err(error) => {
+            return found.problem("reachable", format!("{brokers}: {error}"), unreachable);
+        }
+    };
+    let started = Instant::now();
+    let topic = match topic(&producer, name).await {
+        Ok((answering, topic)) => {
+            let taken = started.elapsed().as_millis();
+            found.ok("reachable", format!("{brokers}: {answering} brokers, in {taken} ms"));
+            topic
+        }
+        Err(error) => {
+            return found.problem("reachable", format!("{brokers}: {error}"), unreachable);
+        }
+    };
+    let admin: AdminClient<Logs> = match client.create_with_context(Logs) {
+        Ok(admin) => admin,
+        Err(error) => {
+            return found.problem("topic", error.to_string(), "report this");
+        }
+    };
+    match topic {
+        None => may_create(&admin, name, partitions, found).await,
+        Some(topic) => {
+            judge(name, &topic, partitions, found);
+            let limit = configuration(&admin, name, &topic, largest, found).await;
+            may_write(client, name, limit, found).await;
+        }
+    }
+    // Both wait for their threads.
+    let _ = spawn_blocking(move || {
+        drop(admin);
+        drop(producer);
+    })
+    .await;
+}
+
+/// How many brokers there are, and the topic if there is one. Asks for all topics: on many brokers
+/// merely asking for one by name makes it.
+async fn topic(
+    producer: &LoggingProducer,
+    name: &str,
+) -> Result<(usize, Option<Topic>), KafkaError> {
+    let (producer, name) = (producer.clone(), name.to_owned());
+    let asked = spawn_blocking(move || {
+        let metadata = producer.client().fetch_metadata(None, ANSWER_LIMIT)?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == name).map(|topic| {
+            let partitions = topic.partitions();
+            Topic {
+                partitions: partitions.len(),
+                replicas: partitions.iter().map(|one| one.replicas().len()).min().unwrap_or(0),
+                in_sync: partitions.iter().map(|one| one.isr().len()).min().unwrap_or(0),
+                leaderless: partitions.iter().filter(|one| one.leader() < 0).count(),
+            }
+        });
+        Ok((metadata.brokers().len(), topic))
+    });
+    asked.await.unwrap_or(Err(KafkaError::Canceled))
+}
+
+fn judge(name: &str, topic: &Topic, wanted: i32, found: &mut Findings) {
+    let detail = format!("{name} has {} partitions", topic.partitions);
+    if topic.leaderless > 0 {
+        let detail = format!("{detail}, {} of them without a leader", topic.leaderless);
+        found.problem("topic", detail, "bring the brokers back that hold them");
+    } else if topic.partitions != wanted as usize {
+        // A later change would reorder keys, so that the topic's own number stands.
+        found.ok("topic", format!("{detail} (KAFKA_TOPIC_PARTITIONS={wanted} is for a new one)"));
+    } else {
+        found.ok("topic", detail);
+    }
+    match topic.replicas {
+        0 | 1 => found.warning(
+            "replicas",
+            "one replica: what was handed over is lost with its broker",
+            "three replicas with min.insync.replicas=2",
+        ),
+        replicas => found.ok("replicas", format!("{replicas}, {} in sync", topic.in_sync)),
+    }
+}
+
+/// Asks as a node would at its start, and has nothing done.
+async fn may_create(admin: &AdminClient<Logs>, name: &str, partitions: i32, found: &mut Findings) {
+    let new = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
+    let options = AdminOptions::new()
+        .validate_only(true)
+        .request_timeout(Some(ANSWER_LIMIT))
+        .operation_timeout(Some(ANSWER_LIMIT));
+    let refused = match admin.create_topics([&new], &options).await {
+        Ok(answers) => answers.into_iter().find_map(|answer| answer.err().map(|(_, code)| code)),
+        Err(error) => Some(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
+    };
+    match refused {
+        None => {
+            found.ok(
+                "topic",
+                format!("{name} is missing; the node makes it with {partitions} partitions"),
+            );
+        }
+        Some(code) => found.problem(
+            "topic",
+            format!("{name} is missing, and cannot be made from here: {code}"),
+            format!("make it ({partitions} partitions), or let this user make it"),
+        ),
+    }
+}
+
+/// The largest record that the topic takes; None if it may not be asked for.
+async fn configuration(
+    admin: &AdminClient<Logs>,
+    name: &str,
+    topic: &Topic,
+    largest: usize,
+    found: &mut Findings,
+) -> Option<usize> {
+    let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT));
+    let asked = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
+    let Some(Ok(settings)) = asked.ok().and_then(|answers| answers.into_iter().next()) else {
+        found.ok("settings", "the topic's settings may not be asked for here (DescribeConfigs)");
+        return None;
+    };
+    let number = |name| settings.get(name)?.value.as_ref()?.parse::<usize>().ok();
+    if let Some(wanted) = number("min.insync.replicas") {
+        let detail = format!("min.insync.replicas is {wanted}, {} are in sync", topic.in_sync);
+        if topic.in_sync < wanted {
+            found.problem("acks", detail, "bring the replicas back: nothing is taken until then");
+        } else if wanted < 2 && topic.replicas > 1 {
+            let fix = "min.insync.replicas=2: else one replica alone may confirm, and be lost";
+            found.warning("acks", detail, fix);
+        } else {
+            found.ok("acks", detail);
+        }
+    }
+    let limit = number("max.message.bytes")?;
+    let detail = format!("the topic takes records of {} KiB", limit >> 10);
+    match limit >= largest + RECORD_SPARE {
+        true => found.ok("size", detail),
+        false => found.warning(
+            "size",
+            format!(
+                "{detail}; a message of MAX_FRAME_BYTES makes one of {} KiB",
+                (largest + RECORD_SPARE) >> 10
+            ),
+            "raise max.message.bytes of the topic, or lower MAX_FRAME_BYTES",
+        ),
+    }
+    Some(limit)
+}
+
+/// Offers a record that is too large to be taken: the broker looks at the right to write before it
+/// looks at the size, so that its refusal tells, and nothing is stored.
+async fn may_write(client: &ClientConfig, name: &str, limit: Option<usize>, found: &mut Findings) {
+    let Some(size) = limit.map(|limit| limit + 1024).filter(|size| *size <= PROBE_BYTES) else {
+        found.ok("write", "not tried: it is not known which size the topic does not take");
+        return;
+    };
+    let mut client = client.clone();
+    client
+        .set("message.max.bytes", (size + (64 << 10)).to_string())
+        // The limit is for what was compressed.
+        .set("compression.type", "none")
+        .set("delivery.timeout.ms", ANSWER_LIMIT.as_millis().to_string())
+        .set("request.timeout.ms", ANSWER_LIMIT.as_millis().to_string());
+    let refused = async {
+        let prober: LoggingProducer = client.create_with_context(Logs)?;
+        let payload = vec![0u8; size];
+        let record = FutureRecord::<(), [u8]>::to(name).payload(&payload);
+        let outcome = prober.send(record, ANSWER_LIMIT).await.map_err(|(error, _)| error);
+        let _ = spawn_blocking(move || drop(prober)).await;
+        outcome.map(drop)
+    };
+    match refused.await {
+        Err(KafkaError::MessageProduction(
+            RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize,
+        )) => found.ok("write", "this user may write to the topic"),
+        // The topic's limit was raised in this moment: it is written, and says nothing to anybody.
+        Ok(()) => found.ok("write", "this user may write to the topic"),
+        Err(error) => found.problem(
+            "write",
+            error.to_string(),
+            format!("let this user write to {name} (an ACL for WRITE, and IDEMPOTENT_WRITE before Kafka 3)"),
+        ),
+    }
+}
