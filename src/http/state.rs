@@ -69,6 +69,7 @@ pub fn metrics(node: &Arc<Node>, exporter: &PrometheusHandle) -> Response<Full<B
     let pool = &node.metrics.store.pool;
     pool.of(PoolState::InUse).set(in_use as f64);
     pool.of(PoolState::Idle).set(idle as f64);
+    node.metrics.store.recent_bytes.set(node.store.recent_bytes() as f64);
     let mut queued = 0;
     node.hub.for_each(|session| queued += u64::from(session.queue.bytes()));
     node.metrics.sockets.queue_bytes.set(queued as f64);
