@@ -42,7 +42,7 @@ def page():
                    "the recent messages in memory.", "percentunit",
                    [('sum by (kind) (rate(tidings_recent_reads_total{sel,outcome="hit"}[rate])) / sum by (kind) (rate(tidings_recent_reads_total{sel}[rate]))',
                      "{{kind}}")], span=12, top=1, alert="TidingsStoreSlow"),
-            series("Recent messages in memory", "By node.", "bytes", [("tidings_recent_bytes{sel}", "{{instance}}")], span=12,
+            series("Recent messages in memory", "What the newest messages take that a node holds to answer from.", "bytes", [("tidings_recent_bytes{sel}", "{{instance}}")], span=12,
                    alert="TidingsMemoryRunsOut"),
             series("Told to read again", "In five minutes: gaps of the bus, each felt by all sockets of a node, and clients whose queue "
                    "stayed full.", "short",
