@@ -38,6 +38,12 @@ def page():
                    "conversations are now.", "s",
                    [('histogram_quantile(0.95, sum by (operation, le) (rate(tidings_store_query_seconds_bucket{sel,operation=~"sync_.*"}[rate])))',
                      "{{operation}}")], alert="TidingsStoreSlow"),
+            series("Read from memory", "Share of the newest pages of histories (page) and of the logs of resumes (sync) that were found among "
+                   "the recent messages in memory.", "percentunit",
+                   [('sum by (kind) (rate(tidings_recent_reads_total{sel,outcome="hit"}[rate])) / sum by (kind) (rate(tidings_recent_reads_total{sel}[rate]))',
+                     "{{kind}}")], span=12, top=1, alert="TidingsStoreSlow"),
+            series("Recent messages in memory", "What the newest messages take that a node holds to answer from.", "bytes", [("tidings_recent_bytes{sel}", "{{instance}}")], span=12,
+                   alert="TidingsMemoryRunsOut"),
             series("Told to read again", "In five minutes: gaps of the bus, each felt by all sockets of a node, and clients whose queue "
                    "stayed full.", "short",
                    [("sum(increase(tidings_bus_gaps_total{sel}[5m]))", "gaps of the bus"),
