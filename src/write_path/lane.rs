@@ -135,7 +135,9 @@ impl Lane {
             let PendingSend { message, origin, received, reply } = send;
             let (message, members_version) = match outcome {
                 SendOutcome::Stored(stored) => {
-                    (Arc::new(as_stored(message, stored)), stored.members_version)
+                    let message = Arc::new(as_stored(message, stored));
+                    self.store.note_committed(&message);
+                    (message, stored.members_version)
                 }
                 // This very message, stored by an attempt whose answer was lost: the members are
                 // read anew.
