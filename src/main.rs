@@ -84,6 +84,6 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
     if let Some(addr) = app.admin_addr() {
         tracing::info!(%addr, "admin listening");
     }
-    println!("tidings {} at http://{}", env!("CARGO_PKG_VERSION"), app.addr());
+    println!("tidings {} at {}://{}", env!("CARGO_PKG_VERSION"), app.scheme(), app.addr());
     Ok(app.run(stop).await)
 }

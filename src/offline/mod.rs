@@ -94,8 +94,10 @@ impl Offline {
         tasks: &TaskTracker,
     ) -> Result<Self, OfflineError> {
         match config {
-            OfflineConfig::Kafka { brokers, topic, partitions } => {
-                let sink = KafkaSink::connect(brokers, topic, *partitions, metrics, tasks).await?;
+            OfflineConfig::Kafka { brokers, topic, partitions, security } => {
+                let client = kafka::client_config(brokers, security);
+                let sink =
+                    KafkaSink::connect(client, brokers, topic, *partitions, metrics, tasks).await?;
                 Ok(Self::Kafka(sink))
             }
             OfflineConfig::File { path } => {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 pub use error::StoreError;
+pub use postgres::Way;
 use postgres::{Postgres, PostgresWriter};
 use sqlite::{Sqlite, SqliteWriter};
 use types::{
@@ -113,7 +114,9 @@ impl Store {
     /// Connects, and proves by one query that the database answers.
     pub async fn connect(config: &StoreConfig, metrics: Metrics) -> Result<Self> {
         let database = match config {
-            StoreConfig::Postgres(config) => Database::Postgres(Postgres::connect(config).await?),
+            StoreConfig::Postgres(config) => {
+                Database::Postgres(Postgres::connect(config, metrics.clone()).await?)
+            }
             StoreConfig::Sqlite(config) => Database::Sqlite(Sqlite::connect(config).await?),
         };
         Ok(Self { database, metrics })
@@ -144,6 +147,15 @@ impl Store {
     /// another node holds it.
     pub async fn lock_single_node(&self) -> Result<bool> {
         forward!(&self.database, Database, lock_single_node())
+    }
+
+    /// Whether the pool, or the replica, leads to the same data as the lanes; true if there is no
+    /// such way.
+    pub async fn same_data(&self, way: Way) -> Result<bool> {
+        match &self.database {
+            Database::Postgres(inner) => inner.same_data(way).await,
+            Database::Sqlite(_) => Ok(true),
+        }
     }
 
     /// How many connections of the reading pool are in use and idle.

@@ -141,6 +141,19 @@ labels! {
         Connections "connections",
         Identities "identities",
     }
+    /// What became of a page that was read from the replica.
+    ReplicaRead "outcome" {
+        /// It was shown: the primary confirmed that nothing of it has changed.
+        Served "served",
+        /// The replica does not hold a change of it yet.
+        Changed "changed",
+        /// The replica is too far behind to ask.
+        Lagging "lagging",
+        /// It holds nothing of the kind: the member or the message is not there, or not yet.
+        Absent "absent",
+        /// It did not answer, or did not a moment ago.
+        Failed "failed",
+    }
     PoolState "state" { InUse "in_use", Idle "idle" }
     /// The labels of the offline sink's errors.
     KafkaFailure "reason" {
@@ -334,6 +347,7 @@ groups! {
     store: StoreMetrics {
         query: By<Operation, Histogram> = "tidings_store_query_seconds" Seconds "One use case of the store, with the wait for a connection." [LATENCY];
         failures: By<StoreFailure, Counter> = "tidings_store_failures_total" Count "Statements that failed, by what the caller does next.";
+        replica: By<ReplicaRead, Counter> = "tidings_store_replica_reads_total" Count "Pages of history asked of the replica; all but those served were then read from the primary.";
         pool: By<PoolState, Gauge> = "tidings_store_pool_connections" Count "Connections of the reading pool.";
         synchronous_standby: Gauge = "tidings_store_synchronous_standby" Count "Whether commits wait for a synchronous standby, when /ready last looked: 1 or 0.";
     }
