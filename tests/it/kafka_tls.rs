@@ -30,7 +30,8 @@ async fn connect(settings: &Settings) -> Result<Offline, String> {
     let config = Config::from_lookup(|name| settings.get(name).cloned());
     let config = config.map_err(|faults| faults.to_string())?;
     assert!(!format!("{config:?}").contains(PASSWORD), "the password is shown");
-    let connecting = Offline::connect(&config.offline, &Metrics::new().0, &TaskTracker::new());
+    let ((metrics, _), tasks) = (Metrics::new(), TaskTracker::new());
+    let connecting = Offline::connect(&config.offline, &metrics, &tasks);
     let connected = within(SOON, "a connection or an error", Box::pin(connecting)).await;
     connected.map_err(|error| error.to_string())
 }

@@ -141,16 +141,22 @@ async fn the_service_is_the_same_behind_tls() {
             assert_eq!(content.len(), long.len() + 1 + at.to_string().len());
         }
         // His pong proves them, on this way as on the other.
-        let read = async || loop {
-            let event = event(&mut by_ann).await;
-            let seq = &event["payload"]["up_to_seq"];
-            if event["type"] == "message_delivered" && *seq == 61 {
-                return;
+        let proven = async {
+            loop {
+                let event = event(&mut by_ann).await;
+                if event["type"] == "message_delivered" && event["payload"]["up_to_seq"] == 61 {
+                    return;
+                }
+            }
+        };
+        let answering = async {
+            while let Some(Ok(message)) = by_ben.next().await {
+                assert!(!message.is_text(), "nothing more is said to him: {message}");
             }
         };
         tokio::select! {
-            () = read() => {}
-            _ = by_ben.next() => panic!("nothing more is said to him"),
+            () = proven => {}
+            () = answering => panic!("he is cut off"),
         }
         curl(addr, &ca, ben, "/api/v1/conversations", None);
         // In the clear nothing is answered.

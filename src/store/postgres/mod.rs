@@ -27,7 +27,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::{Query, QueryAs};
-use sqlx::{Connection, Executor, FromRow, PgConnection, SqlSafeStr};
+use sqlx::{Connection, Executor, FromRow, PgConnection, Row, SqlSafeStr};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -279,11 +279,13 @@ fn session(options: PgConnectOptions) -> PgConnectOptions {
 /// Which data is behind these options; None if the tables are not laid.
 async fn epoch_of(options: &PgConnectOptions) -> Result<Option<Uuid>> {
     let mut connection = connect(options).await?;
-    let query = sqlx::query_scalar(sql::EPOCH).fetch_one(&mut connection);
+    // Not prepared, which behind a pooler would need a transaction.
+    let query = sqlx::raw_sql(sql::EPOCH).fetch_one(&mut connection);
     let epoch = match tokio::time::timeout(CONNECT_LIMIT, query).await {
-        Ok(epoch) => epoch.map(Some).map_err(|error| failed(error, false)),
-        Err(_) => Err(timed_out(false)),
+        Ok(row) => row.and_then(|row| row.try_get(0)).map(Some),
+        Err(_) => return Err(timed_out(false)),
     };
+    let epoch = epoch.map_err(|error| failed(error, false));
     drop(connection.close().await);
     match epoch {
         Err(error) if error::is_missing_table(&error) => Ok(None),

@@ -145,8 +145,8 @@ impl Pool {
         A: Send + Unpin + for<'r> FromRow<'r, PgRow>,
         B: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
-        let mut tx = self.begin().await.map_err(|error| failed(error, false))?;
         let work = async {
+            let mut tx = self.begin().await?;
             let first = first.fetch_all(&mut *tx).await?;
             let second = second.fetch_all(&mut *tx).await?;
             tx.commit().await?;

@@ -97,7 +97,8 @@ impl Postgres {
             return Ok((ReplicaRead::Absent, None));
         };
         let rows = all(rows)?;
-        let Some(newest) = rows.iter().map(|message| message.seq).max() else {
+        let seqs = rows.iter().map(|message| message.seq);
+        let (Some(oldest), Some(newest)) = (seqs.clone().min(), seqs.max()) else {
             return Ok((ReplicaRead::Absent, None));
         };
         // At the head any new message would belong to it.
@@ -113,6 +114,7 @@ impl Postgres {
             .bind(head.last_seq)
             .bind(head.store_epoch)
             .bind(MAX_LAG)
+            .bind(oldest)
             .bind(if reaches_head { i64::MAX } else { newest })
             .bind(uuids(&rows, |message| message.id.0));
         Ok(match self.pool.optional::<(i16,)>(query).await? {
