@@ -13,7 +13,7 @@ use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, PushInfo, PushKind, RedisError, RedisResult, Value};
 use thiserror::Error;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
@@ -30,6 +30,8 @@ const CHUNK: usize = 5_000;
 /// For the confirmations of one command.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Between the beginnings of two changes of the subscriptions.
+const PACE: Duration = Duration::from_millis(4);
 /// Seconds in a row, each with a probe sent, in which nothing at all arrived.
 const SILENT_LIMIT: u32 = 2;
 
@@ -140,6 +142,7 @@ impl Subscriber {
         gap: &mut bool,
     ) -> Result<Infallible, Loss> {
         loop {
+            let began = Instant::now();
             while let Some(Difference { subscribe, unsubscribe }) = self.subscriptions.take(CHUNK) {
                 if !subscribe.is_empty() {
                     connection.subscribe(self.channels(&subscribe)).await?;
@@ -155,6 +158,8 @@ impl Subscriber {
                 self.ear.inbox.on_gap();
             }
             self.subscriptions.changed().await;
+            // Those who come shortly after one another are subscribed together.
+            sleep_until(began + PACE).await;
         }
     }
 
