@@ -98,6 +98,10 @@ impl App {
         let fault = CancellationToken::new();
         let stages = Stages::new(&fault);
         let (metrics, exporter) = Metrics::new();
+        let tls = match &config.http.tls {
+            Some(files) => Some(Arc::new(Tls::open(files).await?)),
+            None => None,
+        };
         let auth = Authenticator::connect(config.auth.clone()).await?;
         let store = open_store(&config, &metrics).await?;
         let store_epoch = store.epoch().await.context("the store's epoch")?;
@@ -260,10 +264,6 @@ impl App {
             .presence
             .spawn("re-register", re_register(node.clone(), presence_stage.stop.clone()));
 
-        let tls = match &config.http.tls {
-            Some(files) => Some(Arc::new(Tls::open(files).await?)),
-            None => None,
-        };
         if let Some(tls) = &tls {
             stages.listeners.spawn("tls", tls.clone().keep(stages.listeners.stop.clone()));
         }
