@@ -3,7 +3,8 @@
 //! Behind a pooler in transaction mode (pgbouncer) nothing lasts longer than a transaction: not what
 //! a session is set to, and not a statement that was prepared, be it without a name. The driver
 //! parses a statement in one round trip and runs it in the next, so there each statement is a
-//! transaction of its own, which begins with the settings.
+//! transaction of its own, which begins with the settings, and has no name: a name would stay in the
+//! pooler's session and be in another client's way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,6 +101,7 @@ impl Pool {
         self.connections.close().await;
     }
 
+    /// What runs in it behind a pooler must not be `persistent`.
     pub async fn begin(&self) -> sqlx::Result<PgTransaction<'static>> {
         match &self.begin {
             None => self.connections.begin().await,
@@ -121,7 +123,7 @@ impl Pool {
                 return query.fetch_all(&mut *connection).await;
             };
             let mut tx = (*connection).begin_with(AssertSqlSafe(begin.clone())).await?;
-            let rows = query.fetch_all(&mut *tx).await?;
+            let rows = query.persistent(false).fetch_all(&mut *tx).await?;
             tx.commit().await?;
             Ok(rows)
         };
@@ -178,7 +180,7 @@ impl Pool {
                 return query.execute(&mut *connection).await.map(drop);
             };
             let mut tx = (*connection).begin_with(AssertSqlSafe(begin.clone())).await?;
-            query.execute(&mut *tx).await?;
+            query.persistent(false).execute(&mut *tx).await?;
             tx.commit().await
         };
         match tokio::time::timeout(self.patience, work).await {
