@@ -137,7 +137,7 @@ impl Pool {
         }
     }
 
-    /// Two statements one after the other, by the same way to the same server.
+    /// Two statements one after the other, by the same session; not behind a pooler.
     pub async fn pair<A, B>(
         &self,
         first: QueryAs<'_, sqlx::Postgres, A, PgArguments>,
@@ -147,16 +147,19 @@ impl Pool {
         A: Send + Unpin + for<'r> FromRow<'r, PgRow>,
         B: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
+        let mut connection =
+            self.connections.acquire().await.map_err(|error| failed(error, false))?;
         let work = async {
-            let mut tx = self.begin().await?;
-            let first = first.fetch_all(&mut *tx).await?;
-            let second = second.fetch_all(&mut *tx).await?;
-            tx.commit().await?;
+            let first = first.fetch_all(&mut *connection).await?;
+            let second = second.fetch_all(&mut *connection).await?;
             Ok((first, second))
         };
         match tokio::time::timeout(self.patience, work).await {
             Ok(rows) => rows.map_err(|error| failed(error, true)),
-            Err(_) => Err(timed_out(true)),
+            Err(_) => {
+                drop(connection.detach());
+                Err(timed_out(true))
+            }
         }
     }
 
