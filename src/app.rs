@@ -15,7 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Authenticator;
 use crate::bus::Bus;
-use crate::config::{BusConfig, Config, OfflineConfig, StoreConfig};
+use crate::config::{BusConfig, Config, OfflineConfig, PostgresConfig, StoreConfig};
+use crate::http::tls::Tls;
 use crate::http::{self, Door, Server};
 use crate::offline::Offline;
 use crate::presence::Presence;
@@ -24,7 +25,7 @@ use crate::protocol::event::Limits;
 use crate::rates::Rates;
 use crate::resume::Syncs;
 use crate::shutdown::Stage;
-use crate::store::{Schema, Store};
+use crate::store::{Schema, Store, Way};
 use crate::telemetry::{self, Metrics};
 use crate::typing;
 use crate::write_path::dispatcher::Dispatcher;
@@ -52,6 +53,7 @@ const BACKLOG: u32 = 4_096;
 
 pub struct App {
     node: Arc<Node>,
+    scheme: &'static str,
     addr: SocketAddr,
     admin_addr: Option<SocketAddr>,
     stages: Stages,
@@ -97,6 +99,10 @@ impl App {
         let stages = Stages::new(&fault);
         let (metrics, exporter) = Metrics::new();
         metrics.sockets.limit.set(config.ws.max_connections as f64);
+        let tls = match &config.http.tls {
+            Some(files) => Some(Arc::new(Tls::open(files).await?)),
+            None => None,
+        };
         let auth = Authenticator::connect(config.auth.clone()).await?;
         let store = open_store(&config, &metrics).await?;
         let store_epoch = store.epoch().await.context("the store's epoch")?;
@@ -259,7 +265,11 @@ impl App {
             .presence
             .spawn("re-register", re_register(node.clone(), presence_stage.stop.clone()));
 
-        let server = Arc::new(Server::new(node.clone(), exporter));
+        if let Some(tls) = &tls {
+            stages.listeners.spawn("tls", tls.clone().keep(stages.listeners.stop.clone()));
+        }
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let server = Arc::new(Server::new(node.clone(), exporter, tls));
         let (listener, addr) = bind(config.http.addr).context("SERVER_HOST, SERVER_PORT")?;
         let stop = || stages.listeners.stop.clone();
         stages
@@ -272,12 +282,17 @@ impl App {
             let serving = http::serve(server, listener, Door::Admin, stop());
             stages.listeners.spawn("admin listener", serving);
         }
-        Ok(Self { node, addr, admin_addr, stages, fault })
+        Ok(Self { node, scheme, addr, admin_addr, stages, fault })
     }
 
     /// Where it listens; the port is known even if the settings left it open.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// How it is spoken to there: `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
     }
 
     pub fn admin_addr(&self) -> Option<SocketAddr> {
@@ -358,6 +373,9 @@ async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store>
     if config.migrate_on_start {
         store.migrate().await.context("the tables could not be laid")?;
     }
+    if let StoreConfig::Postgres(config) = &config.store {
+        check_ways(&store, config).await?;
+    }
     match store.schema().await.context("the tables' version")? {
         Schema::Behind { missing } => bail!(
             "{setting}: the tables are {missing} migrations behind this release; \
@@ -373,6 +391,24 @@ async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store>
         );
     }
     Ok(store)
+}
+
+/// A pool or a replica of other data would show one conversation's messages for another's.
+async fn check_ways(store: &Store, config: &PostgresConfig) -> anyhow::Result<()> {
+    let setting = "DATABASE_POOL_URL";
+    if config.pooler.is_some() && !store.same_data(Way::Pool).await.context(setting)? {
+        bail!("{setting}: it leads to other data than DATABASE_URL");
+    }
+    let setting = "DATABASE_REPLICA_URL";
+    match store.same_data(Way::Replica).await {
+        Ok(true) => {}
+        Ok(false) => bail!("{setting}: it leads to other data than DATABASE_URL"),
+        Err(error) if error.is_transient() => {
+            tracing::warn!(%error, "the replica does not answer; the primary reads instead");
+        }
+        Err(error) => return Err(error).context(setting),
+    }
+    Ok(())
 }
 
 /// Connects and lays the tables; for `tidings migrate`.

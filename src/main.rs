@@ -117,7 +117,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<bool> {
     if let Some(addr) = app.admin_addr() {
         tracing::info!(%addr, "admin listening");
     }
-    println!("tidings {VERSION} at http://{}", app.addr());
+    println!("tidings {VERSION} at {}://{}", app.scheme(), app.addr());
     let sound = app.run(stop).await;
     if let Some(traces) = traces {
         traces.close().await;

@@ -5,6 +5,8 @@
 //! The result is plain data whose `Debug` shows no secrets, and is logged once.
 
 mod jwt;
+mod kafka;
+mod postgres;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::ids::UserId;
 
 pub use jwt::{JwksUrl, JwtConfig, JwtKey, JwtKeys};
+pub use kafka::{KafkaSasl, KafkaSecurity, KafkaTls};
 pub use read::SPARE_FDS;
 #[cfg(feature = "sabotage")]
 pub use read::sabotage;
@@ -41,6 +44,8 @@ pub const SETTINGS: &[Setting] = &[
     open("SERVER_HOST"),
     open("SERVER_PORT"),
     open("ADMIN_ADDR"),
+    open("TLS_CERT_FILE"),
+    open("TLS_KEY_FILE"),
     open("DATA_DIR"),
     secret("DATABASE_URL"),
     open("DB_HOST"),
@@ -49,6 +54,9 @@ pub const SETTINGS: &[Setting] = &[
     secret("DB_PASSWORD"),
     open("DB_NAME"),
     open("DB_SSLMODE"),
+    open("DB_SSLROOTCERT"),
+    secret("DATABASE_POOL_URL"),
+    secret("DATABASE_REPLICA_URL"),
     open("DB_WRITE_LANES"),
     open("DB_POOL_SIZE"),
     open("MIGRATE_ON_START"),
@@ -58,6 +66,13 @@ pub const SETTINGS: &[Setting] = &[
     open("KAFKA_BROKERS"),
     open("KAFKA_OFFLINE_TOPIC"),
     open("KAFKA_TOPIC_PARTITIONS"),
+    open("KAFKA_SECURITY_PROTOCOL"),
+    open("KAFKA_CA_FILE"),
+    open("KAFKA_CERT_FILE"),
+    open("KAFKA_KEY_FILE"),
+    open("KAFKA_SASL_MECHANISM"),
+    open("KAFKA_SASL_USERNAME"),
+    secret("KAFKA_SASL_PASSWORD"),
     open("AUTH_MODE"),
     open("TRUSTED_PROXIES"),
     secret("JWT_KEY"),
@@ -125,6 +140,16 @@ pub struct HttpConfig {
     pub addr: SocketAddr,
     /// Where `/metrics` is; None: on `addr`, in dev mode only.
     pub admin_addr: Option<SocketAddr>,
+    /// None: `addr` is in the clear.
+    pub tls: Option<TlsConfig>,
+}
+
+/// PEM files, read again when they change.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// The certificate, and those between it and the authority.
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// Where conversations and messages are kept.
@@ -144,6 +169,11 @@ pub struct SqliteConfig {
 pub struct PostgresConfig {
     /// What the settings leave open comes from the `PG…` variables and `.pgpass`, as with psql.
     pub options: PgConnectOptions,
+    /// The same database by way of a pooler that gives a connection for a transaction only; None:
+    /// the pool has sessions of its own.
+    pub pooler: Option<PgConnectOptions>,
+    /// A streaming replica, for old history.
+    pub replica: Option<PgConnectOptions>,
     /// Connections of the pool, apart from one per lane.
     pub pool_size: u32,
     /// How long a caller waits for a connection of the pool.
@@ -153,10 +183,14 @@ pub struct PostgresConfig {
 impl fmt::Debug for PostgresConfig {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = |options: &PgConnectOptions| (options.get_host().to_owned(), options.get_port());
         f.debug_struct("PostgresConfig")
             .field("host", &self.options.get_host())
             .field("port", &self.options.get_port())
             .field("database", &self.options.get_database())
+            .field("sslmode", &self.options.get_ssl_mode())
+            .field("pooler", &self.pooler.as_ref().map(at))
+            .field("replica", &self.replica.as_ref().map(at))
             .field("pool_size", &self.pool_size)
             .finish_non_exhaustive()
     }
@@ -229,6 +263,7 @@ pub enum OfflineConfig {
         topic: String,
         /// If the topic has to be created.
         partitions: i32,
+        security: KafkaSecurity,
     },
 }
 

@@ -2,35 +2,29 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
 use redis::IntoConnectionInfo;
 use rustix::process::{Resource, getrlimit};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::jwt::read_jwt;
-use super::values::{ConfigFaults, Reader};
+use super::kafka::read_offline;
+use super::postgres::read_store;
+use super::values::{ConfigFaults, Reader, read_certificates, read_file};
 use super::{
     AuthConfig, AuthMode, BusConfig, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig,
-    LogConfig, LogFormat, OfflineConfig, PostgresConfig, PresenceConfig, RatesConfig, RedisConfig,
-    SETTINGS, SqliteConfig, StoreConfig, TracesConfig, WsConfig,
+    LogConfig, LogFormat, PresenceConfig, RatesConfig, RedisConfig, SETTINGS, StoreConfig,
+    TlsConfig, TracesConfig, WsConfig,
 };
 
 /// Nobody but this machine, until someone says otherwise.
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// The port of the service whose clients work here unchanged, as are the two buffer sizes below.
 const PORT: u16 = 8083;
-const DB_PORT: u16 = 5432;
-/// Readers beside the lanes; more connections than this only queue inside a small Postgres.
-const POOL_SIZE: u32 = 8;
-/// Long enough for a burst, short enough that the caller still waits for the answer.
-const POOL_WAIT: Duration = Duration::from_secs(5);
-/// More partitions than any number of consumers likely today: a later change would reorder keys.
-const TOPIC_PARTITIONS: i32 = 12;
 /// Some twenty thousand messages.
 const RECENT_BYTES: usize = 16 << 20;
 const BUFFER_MESSAGES: usize = 256;
@@ -115,6 +109,7 @@ impl Config {
                     read.number("SERVER_PORT", PORT, 0..=u16::MAX),
                 ),
                 admin_addr: read.parse("ADMIN_ADDR", parse_addr),
+                tls: read_tls(read),
             },
             presence: PresenceConfig {
                 last_seen: redis.is_none().then(|| data_dir.join("last_seen")),
@@ -165,63 +160,6 @@ pub fn sabotage() -> Result<Option<crate::sabotage::Mutation>, ConfigFaults> {
     })
 }
 
-fn read_store(read: &mut Reader, data_dir: &Path) -> StoreConfig {
-    let by_url = read.parse("DATABASE_URL", parse_database_url);
-    let given_url = read.text("DATABASE_URL").is_some();
-    let host = read.text("DB_HOST");
-    let port = read.number("DB_PORT", DB_PORT, 1..=u16::MAX);
-    let user = read.text("DB_USER");
-    let password = read.text("DB_PASSWORD");
-    let database = read.text("DB_NAME");
-    let ssl_mode = read.parse("DB_SSLMODE", |text| {
-        let expected = "disable, allow, prefer, require, verify-ca or verify-full";
-        text.parse::<PgSslMode>().map_err(|_| expected.into())
-    });
-    let pool_size = read.number("DB_POOL_SIZE", POOL_SIZE, 1..=1_000);
-    if given_url && host.is_some() {
-        read.fault("DB_HOST", "nothing, because DATABASE_URL says where the database is");
-    }
-    if !given_url && host.is_none() && (user.is_some() || password.is_some() || database.is_some())
-    {
-        // Else data that belongs into a Postgres would quietly go to a file.
-        read.fault(
-            "DB_HOST",
-            "the database's host, because DB_USER, DB_PASSWORD or DB_NAME is set",
-        );
-    }
-    let by_parts = host.map(|host| {
-        let options = PgConnectOptions::new_without_pgpass()
-            .port(port)
-            .username(user.as_deref().unwrap_or("postgres"))
-            .database(database.as_deref().unwrap_or("tidings"))
-            .ssl_mode(ssl_mode.unwrap_or(PgSslMode::Prefer));
-        let options = match password {
-            Some(password) => options.password(&password),
-            None => options,
-        };
-        if host.starts_with('/') { options.socket(host) } else { options.host(&host) }
-    });
-    match by_url.or(by_parts) {
-        Some(options) => StoreConfig::Postgres(Box::new(PostgresConfig {
-            options: match options.get_application_name() {
-                Some(_) => options,
-                None => options.application_name("tidings"),
-            },
-            pool_size,
-            acquire_timeout: POOL_WAIT,
-        })),
-        None => StoreConfig::Sqlite(SqliteConfig { path: data_dir.join("tidings.db") }),
-    }
-}
-
-fn parse_database_url(text: &str) -> Result<PgConnectOptions, String> {
-    let expected = || "postgres://user:password@host:port/database".to_owned();
-    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-        return Err(expected());
-    }
-    text.parse().map_err(|_| expected())
-}
-
 fn read_redis(read: &mut Reader) -> Option<RedisConfig> {
     let url = read.parse("REDIS_URL", |text| {
         let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
@@ -239,32 +177,6 @@ fn read_redis(read: &mut Reader) -> Option<RedisConfig> {
             .ok_or_else(|| "at most 64 visible ASCII characters, no braces".into())
     });
     url.map(|url| RedisConfig { url, prefix: prefix.unwrap_or_else(|| "tidings".into()) })
-}
-
-fn read_offline(read: &mut Reader, data_dir: &Path) -> OfflineConfig {
-    let brokers = read.list("KAFKA_BROKERS", |item| {
-        let fine = item.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty()
-                && !host.contains('/')
-                && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        fine.then(|| item.to_owned()).ok_or_else(|| "host:port, separated by commas".into())
-    });
-    let topic = read.parse("KAFKA_OFFLINE_TOPIC", |text| {
-        let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        let fine = text.len() <= 249 && text.chars().all(legal) && text != "." && text != "..";
-        fine.then(|| text.to_owned())
-            .ok_or_else(|| "at most 249 letters, digits, dots, underscores and hyphens".into())
-    });
-    let partitions = read.number("KAFKA_TOPIC_PARTITIONS", TOPIC_PARTITIONS, 1..=10_000);
-    if brokers.is_empty() {
-        return OfflineConfig::File { path: data_dir.join("offline.jsonl") };
-    }
-    OfflineConfig::Kafka {
-        brokers: brokers.join(","),
-        topic: topic.unwrap_or_else(|| "tidings.offline".into()),
-        partitions,
-    }
 }
 
 fn read_auth(read: &mut Reader, redis: Option<RedisConfig>) -> AuthConfig {
@@ -289,6 +201,19 @@ fn read_auth(read: &mut Reader, redis: Option<RedisConfig>) -> AuthConfig {
         }
     };
     AuthConfig { mode, allowed_origins: read.list("ALLOWED_ORIGINS", parse_origin), redis }
+}
+
+/// The certificate's chain and its key, which have to go together.
+fn read_tls(read: &mut Reader) -> Option<TlsConfig> {
+    let cert = read.parse("TLS_CERT_FILE", |path| read_certificates(path).map(|_| path.into()));
+    let key = read.parse("TLS_KEY_FILE", |path| read_file(path).map(|_| path.into()));
+    let given = |read: &mut Reader, name| read.text(name).is_some();
+    match (given(read, "TLS_CERT_FILE"), given(read, "TLS_KEY_FILE")) {
+        (true, false) => read.fault("TLS_KEY_FILE", "the key of TLS_CERT_FILE"),
+        (false, true) => read.fault("TLS_CERT_FILE", "the certificate of TLS_KEY_FILE"),
+        _ => {}
+    }
+    Some(TlsConfig { cert: cert?, key: key? })
 }
 
 /// A node that believes everyone must not be within reach of others.

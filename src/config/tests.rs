@@ -66,7 +66,10 @@ fn a_cluster_has_each_part_outside() {
         ("redis://:geheim@cache:6380/1", "blue")
     );
     assert_eq!(config.presence.redis.as_ref().unwrap().url, redis.url);
-    let OfflineConfig::Kafka { brokers, topic, partitions } = &config.offline else { panic!() };
+    let OfflineConfig::Kafka { brokers, topic, partitions, security } = &config.offline else {
+        panic!()
+    };
+    assert_eq!(security.protocol(), "plaintext");
     assert_eq!((brokers.as_str(), topic.as_str(), *partitions), ("k1:9092,k2:9092", "pushes", 3));
     let AuthMode::Gateway { trusted } = &config.auth.mode else { panic!("{config:?}") };
     assert!(trusted.iter().any(|net| net.contains("10.1.2.3".parse().unwrap())));
@@ -93,6 +96,59 @@ fn a_database_in_parts() {
     assert_eq!(faults(&[("DB_PASSWORD", "geheim")]).0, ["DB_HOST"]);
     let both = [("DB_HOST", "db"), ("DATABASE_URL", "postgres://db/x")];
     assert_eq!(faults(&both).0, ["DB_HOST"]);
+}
+
+#[test]
+fn a_pooler_and_a_replica_belong_to_a_database() {
+    let ways = [
+        ("DATABASE_POOL_URL", "postgres://u:geheim@pgbouncer:6432/chat"),
+        ("DATABASE_REPLICA_URL", "postgres://u:geheim@replica/chat"),
+    ];
+    assert_eq!(faults(&ways).0, ["DATABASE_POOL_URL", "DATABASE_REPLICA_URL"]);
+    let config =
+        read(&[ways[0], ways[1], ("DATABASE_URL", "postgres://u:geheim@db/chat")]).unwrap();
+    let StoreConfig::Postgres(postgres) = &config.store else { panic!("{config:?}") };
+    assert_eq!(postgres.pooler.as_ref().unwrap().get_port(), 6432);
+    assert_eq!(postgres.replica.as_ref().unwrap().get_host(), "replica");
+    assert!(!format!("{config:?}").contains("geheim"));
+    let (settings, text) = faults(&[("DATABASE_URL", "mysql://db"), ways[0]]);
+    assert_eq!(settings, ["DATABASE_URL"], "{text}");
+}
+
+/// Nobody is to believe that a certificate or a password is asked for when it is not.
+#[test]
+fn what_secures_the_way_to_kafka_must_be_whole() {
+    let brokers = ("KAFKA_BROKERS", "k1:9092");
+    let sasl = [
+        ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512"),
+        ("KAFKA_SASL_USERNAME", "tidings"),
+        ("KAFKA_SASL_PASSWORD", "geheim"),
+    ];
+    let protocol = |name| ("KAFKA_SECURITY_PROTOCOL", name);
+    let [mechanism, username, password] = sasl;
+    let config = read(&[brokers, protocol("sasl_ssl"), mechanism, username, password]).unwrap();
+    let OfflineConfig::Kafka { security, .. } = &config.offline else { panic!("{config:?}") };
+    assert_eq!(security.protocol(), "sasl_ssl");
+    assert!(!format!("{config:?}").contains("geheim"));
+
+    let all = sasl.map(|(name, _)| name);
+    assert_eq!(faults(&[brokers, protocol("sasl_ssl")]).0, all);
+    assert_eq!(faults(&[brokers, mechanism, username, password]).0, all);
+    assert_eq!(faults(&[brokers, protocol("ssl"), password]).0, ["KAFKA_SASL_PASSWORD"]);
+    assert_eq!(faults(&[brokers, protocol("tls")]).0, ["KAFKA_SECURITY_PROTOCOL"]);
+    assert_eq!(faults(&[protocol("ssl")]).0, ["KAFKA_BROKERS"]);
+    let plain = ("KAFKA_SASL_MECHANISM", "PLAIN");
+    let (settings, text) =
+        faults(&[brokers, protocol("sasl_plaintext"), plain, username, password]);
+    assert_eq!(settings, ["KAFKA_SASL_MECHANISM"]);
+    assert!(text.contains("sasl_ssl") && !text.contains("geheim"), "{text}");
+    let files = ["KAFKA_CA_FILE", "KAFKA_CERT_FILE", "KAFKA_KEY_FILE"];
+    for name in files {
+        let (settings, text) = faults(&[brokers, protocol("ssl"), (name, "/no/such/file")]);
+        assert!(settings.contains(&name), "{text}");
+        let unused = faults(&[brokers, (name, "/proc/self/status")]).0;
+        assert!(unused.contains(&name));
+    }
 }
 
 #[test]

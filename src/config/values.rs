@@ -8,6 +8,9 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
 /// One setting that cannot be used as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -164,6 +167,20 @@ impl<'a> Reader<'a> {
         );
         if self.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(self.faults)) }
     }
+}
+
+/// The certificates of a PEM file; an error says what would be right.
+pub(super) fn read_certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = read_file(path)?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    read.ok()
+        .filter(|certificates| !certificates.is_empty())
+        .ok_or_else(|| "the path of a file with certificates as PEM text".into())
+}
+
+pub(super) fn read_file(path: &str) -> Result<Vec<u8>, String> {
+    std::fs::read(path)
+        .map_err(|error| format!("the path of a file that can be read ({})", error.kind()))
 }
 
 /// Only the scheme of a URL is surely no secret: a password may hold any character, also unescaped.

@@ -14,6 +14,7 @@ pub mod receipts;
 pub mod state;
 pub mod sync;
 pub mod tickets;
+pub mod tls;
 pub mod typing;
 
 use std::convert::Infallible;
@@ -32,6 +33,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Handshake, Identity};
@@ -42,9 +44,12 @@ use crate::telemetry::metrics::{RouteMetrics, StatusClass};
 use crate::telemetry::traces::{self, Span, Trace};
 use crate::ws::{Node, upgrade};
 use answer::Answer;
+use tls::Tls;
 
 /// A request's head must have arrived by then.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of that, the TLS handshake where there is one.
+const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Its body, from then on.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// And all of it, with our answer.
@@ -68,13 +73,15 @@ pub enum Door {
 pub struct Server {
     node: Arc<Node>,
     exporter: PrometheusHandle,
+    /// Of the main door; None: it is in the clear.
+    tls: Option<Arc<Tls>>,
     metrics: Vec<(Route, &'static str, RouteMetrics)>,
     /// Connections that are not, or not yet, sockets.
     connections: AtomicUsize,
 }
 
 impl Server {
-    pub fn new(node: Arc<Node>, exporter: PrometheusHandle) -> Self {
+    pub fn new(node: Arc<Node>, exporter: PrometheusHandle, tls: Option<Arc<Tls>>) -> Self {
         let rows = Route::ALL.into_iter().flat_map(|route| {
             // Requests for what is not there are counted together.
             let methods = if route == Route::Unknown { &["other"][..] } else { route.methods() };
@@ -83,7 +90,7 @@ impl Server {
         let metrics = rows
             .map(|(route, method)| (route, method, node.metrics.route(method, route.template())))
             .collect();
-        Self { node, exporter, metrics, connections: AtomicUsize::new(0) }
+        Self { node, exporter, tls, metrics, connections: AtomicUsize::new(0) }
     }
 
     fn is_full(&self) -> bool {
@@ -164,9 +171,42 @@ async fn connection(
     door: Door,
     stop: CancellationToken,
 ) {
-    let server = &held.server;
     // Events are small and wanted now.
     let _ = stream.set_nodelay(true);
+    let tls = held.server.tls.as_ref().filter(|_| door == Door::Main);
+    let Some(tls) = tls.map(|tls| TlsAcceptor::from(tls.current())) else {
+        return talk(held, TokioIo::new(stream), HEAD_TIMEOUT, peer, door, stop).await;
+    };
+    // Boxed, so that who has no TLS does not hold what it needs.
+    Box::pin(async move {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = tokio::time::timeout(TLS_TIMEOUT, tls.accept(stream)) => accepted,
+        };
+        match accepted {
+            Ok(Ok(stream)) => {
+                let head_timeout = HEAD_TIMEOUT - TLS_TIMEOUT;
+                talk(held, TokioIo::new(stream), head_timeout, peer, door, stop).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+            Err(_) => tracing::debug!("no TLS handshake in time"),
+        }
+    })
+    .await;
+}
+
+/// Serves the requests of one connection.
+async fn talk<S>(
+    held: Counted,
+    stream: S,
+    head_timeout: Duration,
+    peer: IpAddr,
+    door: Door,
+    stop: CancellationToken,
+) where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let server = &held.server;
     // An IPv4 client of an IPv6 listener is the IPv4 client the settings speak of.
     let peer = peer.to_canonical();
     let service = service_fn(move |request| {
@@ -175,9 +215,9 @@ async fn connection(
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(head_timeout)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(stream, service)
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);
     // Errors here are the client's: it went away, or did not speak HTTP.

@@ -37,7 +37,7 @@ pub async fn check(
 ) {
     let unreachable = "start it, and see that KAFKA_BROKERS and the way to it are right; a broker \
                        tells its clients where to go on (advertised.listeners)";
-    let producer: LoggingProducer = match client.create_with_context(Logs) {
+    let producer: LoggingProducer = match client.create_with_context(Logs::default()) {
         Ok(producer) => producer,
         Err(error) => {
             return found.problem("reachable", format!("{brokers}: {error}"), unreachable);
@@ -54,7 +54,7 @@ pub async fn check(
             return found.problem("reachable", format!("{brokers}: {error}"), unreachable);
         }
     };
-    let admin: AdminClient<Logs> = match client.create_with_context(Logs) {
+    let admin: AdminClient<Logs> = match client.create_with_context(Logs::default()) {
         Ok(admin) => admin,
         Err(error) => {
             return found.problem("topic", error.to_string(), "report this");
@@ -203,7 +203,7 @@ async fn may_write(client: &ClientConfig, name: &str, limit: Option<usize>, foun
         .set("delivery.timeout.ms", ANSWER_LIMIT.as_millis().to_string())
         .set("request.timeout.ms", ANSWER_LIMIT.as_millis().to_string());
     let refused = async {
-        let prober: LoggingProducer = client.create_with_context(Logs)?;
+        let prober: LoggingProducer = client.create_with_context(Logs::default())?;
         let payload = vec![0u8; size];
         let record = FutureRecord::<(), [u8]>::to(name).payload(&payload);
         let outcome = prober.send(record, ANSWER_LIMIT).await.map_err(|(error, _)| error);

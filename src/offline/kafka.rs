@@ -1,8 +1,9 @@
 //! The Kafka sink: an idempotent producer, keyed by conversation, that counts a record as handed
 //! over when all in-sync replicas have it.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::record::Record;
 use super::{OfflineError, QUEUE_KIB, take_room};
+use crate::config::KafkaSecurity;
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::{Span, Trace};
 
@@ -58,18 +60,19 @@ struct Inner {
 
 impl KafkaSink {
     pub async fn connect(
+        client: ClientConfig,
         brokers: &str,
         topic: &str,
         partitions: i32,
         metrics: &Metrics,
         tasks: &TaskTracker,
     ) -> Result<Self, OfflineError> {
-        let client = client_config(brokers);
+        let logs = Logs::default();
         let fail = |error: KafkaError| OfflineError::Connect {
             brokers: brokers.to_owned(),
-            reason: error.to_string(),
+            reason: logs.explain(&error),
         };
-        let producer: LoggingProducer = client.create_with_context(Logs).map_err(fail)?;
+        let producer: LoggingProducer = client.create_with_context(logs.clone()).map_err(fail)?;
         let deadline = Instant::now() + CONNECT_LIMIT;
         let created = create_topic(&client, topic, partitions).await;
         let of_topic = find_topic(&producer, topic, deadline).await.map_err(fail)?;
@@ -217,7 +220,10 @@ impl Inner {
         let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
         // Someone else may have been quicker.
         if producer.client().fatal_error().is_some() {
-            let old = std::mem::replace(&mut *producer, self.client.create_with_context(Logs)?);
+            let old = std::mem::replace(
+                &mut *producer,
+                self.client.create_with_context(Logs::default())?,
+            );
             drop(producer);
             drop(old);
         }
@@ -266,7 +272,7 @@ impl Inner {
     }
 }
 
-pub(super) fn client_config(brokers: &str) -> ClientConfig {
+pub(super) fn client_config(brokers: &str, security: &KafkaSecurity) -> ClientConfig {
     let millis = |time: Duration| time.as_millis().to_string();
     let mut config = ClientConfig::new();
     config
@@ -289,7 +295,26 @@ pub(super) fn client_config(brokers: &str) -> ClientConfig {
         // Beyond our own bound, so that this one is never the first to be reached. Every record
         // takes at least 1 KiB of ours.
         .set("queue.buffering.max.kbytes", (2 * QUEUE_KIB).to_string())
-        .set("queue.buffering.max.messages", (2 * QUEUE_KIB).to_string());
+        .set("queue.buffering.max.messages", (2 * QUEUE_KIB).to_string())
+        .set("security.protocol", security.protocol());
+    let mut set = |name: &str, path: &Path| {
+        config.set(name, path.to_string_lossy());
+    };
+    if let Some(tls) = &security.tls {
+        if let Some(ca) = &tls.ca {
+            set("ssl.ca.location", ca);
+        }
+        if let Some((cert, key)) = &tls.own {
+            set("ssl.certificate.location", cert);
+            set("ssl.key.location", key);
+        }
+    }
+    if let Some(sasl) = &security.sasl {
+        config
+            .set("sasl.mechanism", sasl.mechanism)
+            .set("sasl.username", &sasl.username)
+            .set("sasl.password", &sasl.password);
+    }
     config
 }
 
@@ -300,7 +325,7 @@ async fn create_topic(
     topic: &str,
     partitions: i32,
 ) -> Result<(), KafkaError> {
-    let admin: AdminClient<Logs> = client.create_with_context(Logs)?;
+    let admin: AdminClient<Logs> = client.create_with_context(Logs::default())?;
     // The broker's own default replication.
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
     let options = AdminOptions::new()
@@ -374,8 +399,24 @@ fn classify(error: &KafkaError) -> OfflineError {
     }
 }
 
-/// Passes librdkafka's own logs on. They name brokers, never what is in a record or a setting.
-pub(super) struct Logs;
+/// Passes librdkafka's own logs on, and keeps the last reason. They name brokers, never what is in a record or a setting.
+#[derive(Clone, Default)]
+pub(super) struct Logs {
+    /// What kept the client from a broker when it last tried.
+    last: Arc<Mutex<Option<String>>>,
+}
+
+impl Logs {
+    /// Most errors only tell that no broker was reached; why, is told aside.
+    fn explain(&self, error: &KafkaError) -> String {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match last {
+            // As the setting is called here.
+            Some(last) => format!("{error}: {}", last.replace("ssl.ca.location", "KAFKA_CA_FILE")),
+            None => error.to_string(),
+        }
+    }
+}
 
 impl ClientContext for Logs {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
@@ -396,5 +437,9 @@ impl ClientContext for Logs {
     /// The same events once more, summed up.
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::trace!(%error, reason, "librdkafka reports an error");
+        // That all are gone follows from what was told before.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
     }
 }

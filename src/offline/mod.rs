@@ -89,8 +89,8 @@ impl OfflineError {
 
 /// For `tidings check`; of a file there is nothing to be asked. `largest`: bytes of the largest change.
 pub async fn check_kafka(config: &OfflineConfig, largest: usize, found: &mut Findings) {
-    if let OfflineConfig::Kafka { brokers, topic, partitions } = config {
-        let client = kafka::client_config(brokers);
+    if let OfflineConfig::Kafka { brokers, topic, partitions, security } = config {
+        let client = kafka::client_config(brokers, security);
         check::check(&client, brokers, topic, *partitions, largest, found).await;
     }
 }
@@ -104,8 +104,10 @@ impl Offline {
         tasks: &TaskTracker,
     ) -> Result<Self, OfflineError> {
         match config {
-            OfflineConfig::Kafka { brokers, topic, partitions } => {
-                let sink = KafkaSink::connect(brokers, topic, *partitions, metrics, tasks).await?;
+            OfflineConfig::Kafka { brokers, topic, partitions, security } => {
+                let client = kafka::client_config(brokers, security);
+                let sink =
+                    KafkaSink::connect(client, brokers, topic, *partitions, metrics, tasks).await?;
                 Ok(Self::Kafka(sink))
             }
             OfflineConfig::File { path } => {

@@ -20,6 +20,12 @@ pub enum StoreError {
     /// The server is there but does not let us in (password, unknown database): tell the operator.
     #[error("the database does not let us in: {0}")]
     Login(sqlx::Error),
+    /// The server is there, but not with TLS as the settings want it: tell the operator.
+    #[error(
+        "no trusted connection to the database: {0}; its certificate has to name the host, and to be \
+         signed by an authority of sslrootcert (DB_SSLROOTCERT) or a public one"
+    )]
+    Untrusted(sqlx::Error),
     /// The statement itself is refused (missing table, missing right): page someone.
     #[error("the store refused a statement: {0}")]
     Refused(sqlx::Error),
@@ -37,7 +43,7 @@ impl StoreError {
             Self::Unavailable { .. } => StoreFailure::Unavailable,
             Self::Conflict(_) => StoreFailure::Conflict,
             Self::Corrupt { .. } => StoreFailure::Corrupt,
-            Self::Login(_) => StoreFailure::Login,
+            Self::Login(_) | Self::Untrusted(_) => StoreFailure::Login,
             Self::Refused(_) => StoreFailure::Refused,
         }
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 pub use error::StoreError;
-pub use postgres::{Demand, check as check_postgres};
+pub use postgres::{Demand, Way, check as check_postgres};
 use postgres::{Postgres, PostgresWriter};
 use recent::Recent;
 pub use sqlite::check as check_sqlite;
@@ -122,7 +122,9 @@ impl Store {
     /// Connects, and proves by one query that the database answers.
     pub async fn connect(config: &StoreConfig, metrics: Metrics) -> Result<Self> {
         let database = match config {
-            StoreConfig::Postgres(config) => Database::Postgres(Postgres::connect(config).await?),
+            StoreConfig::Postgres(config) => {
+                Database::Postgres(Postgres::connect(config, metrics.clone()).await?)
+            }
             StoreConfig::Sqlite(config) => Database::Sqlite(Sqlite::connect(config).await?),
         };
         let limit = match &database {
@@ -163,6 +165,15 @@ impl Store {
     /// another node holds it.
     pub async fn lock_single_node(&self) -> Result<bool> {
         forward!(&self.database, Database, lock_single_node())
+    }
+
+    /// Whether the pool, or the replica, leads to the same data as the lanes; true if there is no
+    /// such way.
+    pub async fn same_data(&self, way: Way) -> Result<bool> {
+        match &self.database {
+            Database::Postgres(inner) => inner.same_data(way).await,
+            Database::Sqlite(_) => Ok(true),
+        }
     }
 
     /// How many connections of the reading pool are in use and idle.

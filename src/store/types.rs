@@ -368,6 +368,19 @@ pub enum History {
     ThreadNotFound,
 }
 
+impl HistoryPage {
+    /// Of what was read from where it begins, one more than asked for if there is more.
+    pub fn of(&self, mut messages: Vec<Message>) -> History {
+        let limit = self.limit as usize;
+        let has_more = messages.len() > limit;
+        messages.truncate(limit);
+        if matches!(self.anchor, Anchor::After(_)) {
+            messages.reverse();
+        }
+        History::Page { messages, has_more }
+    }
+}
+
 impl Anchor {
     pub fn message_id(self) -> Option<MessageId> {
         match self {

@@ -148,6 +148,19 @@ labels! {
         Connections "connections",
         Identities "identities",
     }
+    /// What became of a page that was read from the replica.
+    ReplicaRead "outcome" {
+        /// It was shown: the primary confirmed that nothing of it has changed.
+        Served "served",
+        /// The replica does not hold a change of it yet.
+        Changed "changed",
+        /// The replica is too far behind to ask.
+        Lagging "lagging",
+        /// It holds nothing of the kind: the member or the message is not there, or not yet.
+        Absent "absent",
+        /// It did not answer, or did not a moment ago.
+        Failed "failed",
+    }
     PoolState "state" { InUse "in_use", Idle "idle" }
     /// What a node leans on.
     Part "part" { Store "store", Bus "bus", Offline "offline" }
@@ -345,6 +358,7 @@ groups! {
     store: StoreMetrics {
         query: By<Operation, Histogram> = "tidings_store_query_seconds" Seconds "One use case of the store, with the wait for a connection." [LATENCY];
         failures: By<StoreFailure, Counter> = "tidings_store_failures_total" Count "Statements that failed, by what the caller does next.";
+        replica: By<ReplicaRead, Counter> = "tidings_store_replica_reads_total" Count "Pages of history asked of the replica; all but those served were then read from the primary.";
         recent: By<RecentRead, By<RecentOutcome, Counter>> = "tidings_recent_reads_total" Count "Newest pages of histories, and logs of resumes, that were found in memory or had to be read.";
         recent_bytes: Gauge = "tidings_recent_bytes" Bytes "Recent messages held in memory.";
         pool: By<PoolState, Gauge> = "tidings_store_pool_connections" Count "Connections of the reading pool.";

@@ -266,7 +266,10 @@ pub fn store_problem(error: &StoreError) -> Problem {
             Code::Unavailable,
             "the store cannot be reached; try again, with the same client_message_id",
         ),
-        StoreError::Corrupt { .. } | StoreError::Login(_) | StoreError::Refused(_) => {
+        StoreError::Corrupt { .. }
+        | StoreError::Login(_)
+        | StoreError::Untrusted(_)
+        | StoreError::Refused(_) => {
             Problem::new(Code::Internal, "the store refused; the log of the node tells why")
         }
     }

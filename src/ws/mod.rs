@@ -2,7 +2,7 @@
 //!
 //! `upgrade` lets a socket in, `session` runs it by a `reader` (`frames` are what it reads) and a `writer` in one task, `handle`
 //! is what others hold of it, `hub` finds the sessions of a user, `outbound` bounds what waits for each, `barrier` proves
-//! what was written, `heartbeat` is the one timer of all, `watch` tells who comes and goes. An idle socket holds its task, its handle and no buffer.
+//! what was written, `heartbeat` is the one timer of all, `watch` tells who comes and goes, `wire` is the stream below. An idle socket holds its task, its handle and no buffer.
 
 pub mod barrier;
 pub mod commands;
@@ -17,6 +17,7 @@ pub mod session;
 mod signals;
 pub mod upgrade;
 pub mod watch;
+pub mod wire;
 pub mod writer;
 
 use std::sync::Arc;

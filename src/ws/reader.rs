@@ -8,13 +8,13 @@ use std::sync::atomic::AtomicU64;
 
 use bytes::{Buf, Bytes};
 use fastwebsockets::OpCode;
-use tokio::net::tcp::ReadHalf;
 
 use super::Node;
 use super::commands::{self, Faults};
 use super::frames::{Frames, Received};
 use super::handle::Session;
 use super::outbound::Item;
+use super::wire::{Incoming, Wire};
 use crate::protocol::code::CloseCode;
 use crate::telemetry::metrics::Direction;
 
@@ -23,13 +23,13 @@ const PONG_BYTES: usize = 10;
 /// Read at once to see whether there is anything; most commands fit.
 const FIRST_READ: usize = 1024;
 
-/// Until the client or the session ends; returns why. Owns the read half: nobody else reads.
+/// Until the client or the session ends; returns why. Nobody else reads.
 #[expect(
     clippy::manual_async_fn,
     reason = "an async fn holds its arguments twice, for as long as it runs"
 )]
-pub fn run<'a>(
-    mut half: ReadHalf<'a>,
+pub fn run<'a, W: Wire>(
+    wire: &'a W,
     mut early: Bytes,
     session: &'a Arc<Session>,
     node: &'a Arc<Node>,
@@ -39,10 +39,10 @@ pub fn run<'a>(
         loop {
             if early.is_empty() {
                 // Not `readable()`, whose future is five times as large.
-                if poll_fn(|cx| half.as_ref().poll_read_ready(cx)).await.is_err() {
+                if poll_fn(|cx| wire.poll_readable(cx)).await.is_err() {
                     return CloseCode::Lost;
                 }
-                match first_bytes(&half) {
+                match first_bytes(wire) {
                     Ok(bytes) if bytes.is_empty() => return CloseCode::Lost,
                     Ok(bytes) => early = bytes,
                     // Readiness may be stale; this read has cleared it.
@@ -56,7 +56,7 @@ pub fn run<'a>(
             }
             // Boxed, so that its reader and buffers go when the input is used up.
             let bytes = std::mem::take(&mut early);
-            if let Err(code) = Box::pin(burst(&mut half, bytes, session, node, &mut faults)).await {
+            if let Err(code) = Box::pin(burst(wire, bytes, session, node, &mut faults)).await {
                 return code;
             }
         }
@@ -64,9 +64,9 @@ pub fn run<'a>(
 }
 
 /// What is there to read now. Not async, so that its buffer lives on the stack only.
-fn first_bytes(half: &ReadHalf<'_>) -> io::Result<Bytes> {
+fn first_bytes(wire: &impl Wire) -> io::Result<Bytes> {
     let mut buffer = [0u8; FIRST_READ];
-    let read = half.try_read(&mut buffer)?;
+    let read = wire.try_read(&mut buffer)?;
     Ok(Bytes::copy_from_slice(&buffer[..read]))
 }
 
@@ -85,8 +85,8 @@ fn on_pongs(bytes: &mut Bytes, session: &Session, node: &Node) {
 }
 
 /// Reads frames until exactly the bytes received so far are used up and no message is open.
-async fn burst(
-    half: &mut ReadHalf<'_>,
+async fn burst<W: Wire>(
+    wire: &W,
     early: Bytes,
     session: &Arc<Session>,
     node: &Arc<Node>,
@@ -94,7 +94,8 @@ async fn burst(
 ) -> Result<(), CloseCode> {
     let given = AtomicU64::new(0);
     let received = node.metrics.sockets.bytes.of(Direction::In);
-    let mut frames = Frames::new(half, early, node.limits.max_frame_bytes, &given, received);
+    let mut frames =
+        Frames::new(Incoming(wire), early, node.limits.max_frame_bytes, &given, received);
     loop {
         let frame = frames.next().await?;
         node.metrics.sockets.frames.of(Direction::In).increment(1);

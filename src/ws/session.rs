@@ -9,13 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::{Either, select};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 use super::handle::Session;
 use super::outbound::{Class, Item};
+use super::wire::Wire;
 use super::{Node, reader, writer};
 use crate::bus::{Envelope, Order};
 use crate::clock::Timestamp;
@@ -30,17 +28,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
     clippy::manual_async_fn,
     reason = "an async fn holds its arguments twice, for as long as it runs"
 )]
-pub fn run(
+pub fn run<W: Wire>(
     node: Arc<Node>,
     session: Arc<Session>,
-    mut stream: TcpStream,
+    wire: W,
     early: Bytes,
 ) -> impl Future<Output = ()> + Send {
     async move {
         node.metrics.sockets.opened.increment(1);
         node.metrics.sockets.open.increment(1.0);
         // Boxed: what joining and leaving need is not to be held by an idle socket.
-        let subscribed = match Box::pin(join(&node, &session, &stream)).await {
+        let subscribed = match Box::pin(join(&node, &session, &wire)).await {
             Ok(()) => {
                 node.metrics.sockets.handshake.record(session.opened.elapsed());
                 true
@@ -50,9 +48,8 @@ pub fn run(
                 refused.subscribed
             }
         };
-        let (read_half, write_half) = stream.split();
-        let reader = std::pin::pin!(reader::run(read_half, early, &session, &node));
-        let writer = std::pin::pin!(writer::run(write_half, &session, &node));
+        let reader = std::pin::pin!(reader::run(&wire, early, &session, &node));
+        let writer = std::pin::pin!(writer::run(&wire, &session, &node));
         match select(reader, writer).await {
             Either::Left((code, writer)) => {
                 session.queue.end(code);
@@ -73,7 +70,7 @@ struct Refused {
 }
 
 /// Subscribe before anything is read from the store, or events fall between.
-async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result<(), Refused> {
+async fn join(node: &Node, session: &Arc<Session>, wire: &impl Wire) -> Result<(), Refused> {
     if let Some(older) = node.hub.insert(session.clone()) {
         older.queue.end(CloseCode::Replaced);
     }
@@ -94,7 +91,7 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
     let turn = node.presence_turns.acquire().await;
     // While it waited its client may have gone and come back elsewhere: who joins counts as the
     // younger, and would shut the live one out.
-    if is_gone(stream) {
+    if wire.is_gone() {
         return Err(refuse(CloseCode::Lost));
     }
     let registered = node.presence.register(session.user_id, entry).await;
@@ -126,7 +123,7 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
     if let Some(replaced) = registered.replaced.filter(|replaced| replaced.session != session.id) {
         // Our client may have left while we registered, and what we replaced be where he came back:
         // that one is not to be shut out, but to take its place again.
-        let order = if is_gone(stream) { Order::ComeAgain } else { Order::Replace };
+        let order = if wire.is_gone() { Order::ComeAgain } else { Order::Replace };
         // It may live on another node: the user's channel finds it.
         let envelope = Envelope::order(session.user_id, order(replaced.session));
         node.bus.publish(&[(session.user_id, envelope.encode())]).await;
@@ -143,12 +140,6 @@ async fn join(node: &Node, session: &Arc<Session>, stream: &TcpStream) -> Result
     });
     session.queue.push_first(Item::text(hello.encode(), Class::Answer));
     Ok(())
-}
-
-/// The client has closed its half, which none does that still wants something of a socket.
-fn is_gone(stream: &TcpStream) -> bool {
-    let ready = stream.ready(Interest::READABLE).now_or_never();
-    ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
 }
 
 async fn leave(node: &Node, session: &Session, subscribed: bool) {
@@ -187,7 +178,7 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -198,13 +189,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        assert!(!is_gone(&stream));
+        assert!(!stream.is_gone());
         client.write_all(b"early").await.unwrap();
         stream.readable().await.unwrap();
-        assert!(!is_gone(&stream));
+        assert!(!stream.is_gone());
         drop(client);
         let gone = async {
-            while !is_gone(&stream) {
+            while !stream.is_gone() {
                 tokio::task::yield_now().await;
             }
         };

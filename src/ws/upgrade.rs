@@ -12,10 +12,10 @@ use hyper::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
-use super::Node;
 use super::handle::{Opening, Session};
-use super::session;
+use super::{Node, session, wire};
 use crate::auth::Handshake;
 use crate::protocol::code::Code;
 use crate::protocol::problem::Problem;
@@ -53,8 +53,14 @@ pub async fn upgrade(
     let session = Arc::new(Session::new(opening, node.queue_bounds(), node.metrics.clone()));
     node.sessions.spawn(async move {
         // Boxed: an open socket is not to hold what the upgrade needs.
-        if let Some((stream, early)) = Box::pin(bare(upgraded)).await {
-            session::run(place.node.clone(), session, stream, early).await;
+        let node = place.node.clone();
+        match Box::pin(bare(upgraded)).await {
+            Some((Stream::Tcp(tcp), early)) => session::run(node, session, tcp, early).await,
+            // Boxed: who has no TLS is not to hold room for it.
+            Some((Stream::Tls(tls), early)) => {
+                Box::pin(session::run(node, session, *tls, early)).await;
+            }
+            None => {}
         }
     });
     let (mut head, _) = response.into_parts();
@@ -64,17 +70,31 @@ pub async fn upgrade(
     Ok(Response::from_parts(head, Full::default()))
 }
 
-/// The TCP stream by itself, and what was read of it already; None if the client went away between
-/// its request and our answer.
-async fn bare(upgraded: UpgradeFut) -> Option<(TcpStream, Bytes)> {
+enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<wire::Tls>),
+}
+
+/// The stream by itself, and what was read of it already; None if the client went away between its
+/// request and our answer.
+async fn bare(upgraded: UpgradeFut) -> Option<(Stream, Bytes)> {
     let socket = tokio::time::timeout(UPGRADE_TIMEOUT, upgraded).await.ok()?.ok()?;
-    let upgraded = socket.into_inner().into_inner();
-    let parts = match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => parts,
-        Err(_) => unreachable!("every connection is served on a TCP stream"),
+    // The rest of what was read is copied, mostly nothing: the original holds hyper's whole buffer.
+    let upgraded = match socket.into_inner().into_inner().downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let early = Bytes::copy_from_slice(&parts.read_buf);
+            return Some((Stream::Tcp(parts.io.into_inner()), early));
+        }
+        Err(upgraded) => upgraded,
     };
-    // Copied, mostly nothing: the original holds hyper's whole buffer.
-    Some((parts.io.into_inner(), Bytes::copy_from_slice(&parts.read_buf)))
+    match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+        Ok(parts) => {
+            let (tcp, state) = parts.io.into_inner().into_inner();
+            let early = Bytes::copy_from_slice(&parts.read_buf);
+            Some((Stream::Tls(Box::new(wire::Tls::new(tcp, state))), early))
+        }
+        Err(_) => unreachable!("every connection is served on one of the two"),
+    }
 }
 
 /// One of the `MAX_CONNECTIONS`, and of those of its address; given back when dropped.

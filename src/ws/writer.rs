@@ -1,16 +1,17 @@
 //! Frames out: all that waits goes out in as few system calls as the kernel takes.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::time::Duration;
 
 use fastwebsockets::{Frame, OpCode, Payload};
-use tokio::net::tcp::WriteHalf;
 use tokio::time::Instant;
 
 use super::Node;
 use super::handle::Session;
 use super::outbound::{Class, Item};
+use super::wire::Wire;
 use crate::clock::Timestamp;
 use crate::protocol::code::CloseCode;
 use crate::sabotage::{self, Mutation};
@@ -25,8 +26,8 @@ const STALL: Duration = Duration::from_secs(30);
 /// How long what waits may take to be written once the session is to end.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
-/// Until the queue ends or the socket does. The head of the write half: nobody else writes.
-pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
+/// Until the queue ends or the socket does. Nobody else writes.
+pub async fn run<W: Wire>(wire: &W, session: &Session, node: &Node) {
     loop {
         let mut taken = session.queue.take().await;
         let asks = session.ask_for_proof(&mut taken.items);
@@ -36,10 +37,10 @@ pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
             session.on_pong(&ping.bytes, &node.write_path.proofs);
         }
         let mut progress = Progress::default();
-        let mut written = progress.advance(&half, &taken.items);
+        let mut written = progress.advance(wire, &taken.items);
         if matches!(written, Ok(false)) {
             // Boxed: an idle session is not to hold what a full socket needs.
-            let rest = write_rest(&mut half, &taken.items, &mut progress, session);
+            let rest = write_rest(wire, &taken.items, &mut progress, session);
             written = Box::pin(rest).await.map(|()| true);
         }
         if written.is_err() {
@@ -54,24 +55,24 @@ pub async fn run(mut half: WriteHalf<'_>, session: &Session, node: &Node) {
         session.release(session.queue.written(&taken.items));
         let Some(code) = taken.end else { continue };
         if code != CloseCode::Lost {
-            Box::pin(close(&mut half, code, session, node)).await;
+            Box::pin(close(wire, code, session, node)).await;
         }
         return;
     }
 }
 
 /// As the client makes room.
-async fn write_rest(
-    half: &mut WriteHalf<'_>,
+async fn write_rest<W: Wire>(
+    wire: &W,
     items: &VecDeque<Item>,
     progress: &mut Progress,
     session: &Session,
 ) -> io::Result<()> {
     let mut deadline = None;
-    while !progress.advance(half, items)? {
+    while !progress.advance(wire, items)? {
         let patience = deadline.unwrap_or_else(|| Instant::now() + STALL);
         tokio::select! {
-            ready = tokio::time::timeout_at(patience, half.writable()) => ready??,
+            ready = tokio::time::timeout_at(patience, poll_fn(|cx| wire.poll_writable(cx))) => ready??,
             // Who does not read cannot hold up the end.
             () = session.queue.ending(), if deadline.is_none() => {
                 deadline = Some(Instant::now() + LAST_WRITES);
@@ -92,16 +93,20 @@ struct Progress {
 
 impl Progress {
     /// As far as the kernel takes it; true if all is out.
-    fn advance(&mut self, half: &WriteHalf<'_>, items: &VecDeque<Item>) -> io::Result<bool> {
+    fn advance(&mut self, wire: &impl Wire, items: &VecDeque<Item>) -> io::Result<bool> {
         while self.item < items.len() {
-            match self.try_write(half, items) {
+            match self.try_write(wire, items) {
                 Ok(()) => {}
                 // The try has cleared the readiness.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        match wire.try_flush() {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn count(&self, node: &Node) {
@@ -111,7 +116,7 @@ impl Progress {
     }
 
     /// One system call. Not async, so that its arrays live on the stack only.
-    fn try_write(&mut self, half: &WriteHalf<'_>, items: &VecDeque<Item>) -> io::Result<()> {
+    fn try_write(&mut self, wire: &impl Wire, items: &VecDeque<Item>) -> io::Result<()> {
         let mut heads = [[0u8; MAX_HEAD]; FRAMES_PER_WRITE];
         let mut sizes = [0usize; FRAMES_PER_WRITE];
         let frames = items.range(self.item..).take(FRAMES_PER_WRITE);
@@ -130,7 +135,7 @@ impl Progress {
                 filled += 1;
             }
         }
-        let mut written = half.try_write_vectored(&slices[..filled])?;
+        let mut written = wire.try_write(&slices[..filled])?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
@@ -162,23 +167,21 @@ fn measure(items: &VecDeque<Item>, node: &Node) {
 
 /// Says goodbye, and lets the client read it: a socket closed with unread input is reset, and the
 /// reset may overtake the close frame, so the reader drains it until the client ends, or a moment.
-async fn close(half: &mut WriteHalf<'_>, code: CloseCode, session: &Session, node: &Node) {
-    use tokio::io::AsyncWriteExt;
+async fn close<W: Wire>(wire: &W, code: CloseCode, session: &Session, node: &Node) {
     let mut payload = code.number().to_be_bytes().to_vec();
     payload.extend_from_slice(code.reason().as_bytes());
     let frame = VecDeque::from([Item::control(OpCode::Close, payload.into())]);
     let mut progress = Progress::default();
-    if write_rest(half, &frame, &mut progress, session).await.is_ok() {
+    if write_rest(wire, &frame, &mut progress, session).await.is_ok() {
         progress.count(node);
-        let _ = half.shutdown().await;
+        wire.finish();
         let drained = async {
-            let stream: &tokio::net::TcpStream = half.as_ref();
             let mut scrap = [0u8; 256];
             loop {
-                if stream.readable().await.is_err() {
+                if poll_fn(|cx| wire.poll_readable(cx)).await.is_err() {
                     return;
                 }
-                match stream.try_read(&mut scrap) {
+                match wire.try_read(&mut scrap) {
                     Ok(0) => return,
                     Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
                     _ => {}

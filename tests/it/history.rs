@@ -192,8 +192,8 @@ async fn the_newest_page_is_what_the_store_holds(cluster: &Cluster) {
     let sent: Value = cluster.rest(0, alice).post("/api/v1/messages", body).await.body(201);
     same(&[3, 2]).await;
     let edit = json!({ "content": "@bob look here" });
-    let of = format!("/api/v1/messages/{}", sent["id"].as_str().unwrap());
-    let edited = cluster.rest(1, alice).call("PUT", &of, &edit.to_string()).await;
+    let path = format!("/api/v1/messages/{}", id(&sent));
+    let edited = cluster.rest(1, alice).call("PUT", &path, &edit.to_string()).await;
     assert_eq!(edited.body(200)["change_seq"], 4);
     same(&[3, 2]).await;
     let mut reply = text(group, "I see");

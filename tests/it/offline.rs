@@ -336,7 +336,8 @@ impl Topic {
 
     async fn connect(&self, partitions: i32) -> Sink {
         let (brokers, topic) = (self.brokers.clone(), self.name.clone());
-        let config = OfflineConfig::Kafka { brokers, topic, partitions };
+        let config =
+            OfflineConfig::Kafka { brokers, topic, partitions, security: Default::default() };
         Sink::connect(&config).await.expect("connects")
     }
 
@@ -510,7 +511,9 @@ async fn a_broker_away_at_start_is_an_error_within_its_bound() {
     let connect = |brokers: String| async move {
         let started = Instant::now();
         let topic = "test.offline.unreachable".to_owned();
-        let config = OfflineConfig::Kafka { brokers: brokers.clone(), topic, partitions: 1 };
+        let security = Default::default();
+        let config =
+            OfflineConfig::Kafka { brokers: brokers.clone(), topic, partitions: 1, security };
         let error = Sink::connect(&config).await.err().expect("nobody answers").to_string();
         assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
         assert!(error.contains("KAFKA_BROKERS") && error.contains(&brokers), "{error}");

@@ -1,6 +1,5 @@
 //! A Redis that one test has to itself, to stop, pause and restart; and the shared one's address.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -8,6 +7,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tidings::config::RedisConfig;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
+
+use crate::harness::free_port;
 
 /// The shared Redis with names of this test's own; None in an embedded-only run.
 ///
@@ -104,14 +105,6 @@ impl Drop for OwnRedis {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
-}
-
-/// Below the range of outgoing connections: there, a client that reconnects while the server is
-/// down could occupy its port, or even connect to itself.
-fn free_port() -> u16 {
-    let mut candidates =
-        std::iter::repeat_with(|| 20_000 + Uuid::new_v4().as_u128() as u16 % 12_000);
-    candidates.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 fn spawn(port: u16, folder: &tempfile::TempDir) -> Child {

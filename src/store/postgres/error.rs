@@ -29,8 +29,17 @@ pub fn failed(error: sqlx::Error, sent: bool) -> StoreError {
     }
 }
 
-/// Why there is no connection: nobody answers, or one does who does not let us in.
+/// Why there is no connection: nobody answers, or one does who does not let us in, or who cannot
+/// prove that he is the one.
 pub fn not_connected(error: sqlx::Error) -> StoreError {
+    let of_tls = match &error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
+        _ => false,
+    };
+    if of_tls {
+        return StoreError::Untrusted(error);
+    }
     let code = error.as_database_error().and_then(|database| database.code());
     match code.as_deref() {
         // Password, host-based rules; unknown database, no right to it.

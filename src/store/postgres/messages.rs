@@ -1,6 +1,8 @@
 //! Sending and reading messages.
 
 use serde_json::Value;
+use sqlx::postgres::PgArguments;
+use sqlx::query::QueryAs;
 use sqlx::types::Json;
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{FromRow, PgConnection};
@@ -63,7 +65,7 @@ impl TryFrom<MessageRow> for Message {
     }
 }
 
-fn all(rows: Vec<MessageRow>) -> Result<Vec<Message>> {
+pub(super) fn all(rows: Vec<MessageRow>) -> Result<Vec<Message>> {
     rows.into_iter().map(Message::try_from).collect()
 }
 
@@ -172,6 +174,27 @@ fn outcome(judged: &Judged, firsts: &[Message]) -> Option<SendOutcome> {
     })
 }
 
+/// The page from where it begins, and one message more if there is.
+pub(super) fn page_query(
+    user: UserId,
+    id: ConversationId,
+    page: &HistoryPage,
+) -> QueryAs<'static, sqlx::Postgres, MessageRow, PgArguments> {
+    let thread = page.thread.map(|id| id.0);
+    let statement = match (page.anchor, thread) {
+        (Anchor::After(_), None) => sql::HISTORY_AFTER,
+        (Anchor::After(_), Some(_)) => sql::THREAD_AFTER,
+        (_, None) => sql::HISTORY,
+        (_, Some(_)) => sql::THREAD,
+    };
+    let query = sqlx::query_as(statement)
+        .bind(user.0)
+        .bind(id.0)
+        .bind(page.anchor.message_id().map(|id| id.0))
+        .bind(i64::from(page.limit) + 1);
+    if thread.is_some() { query.bind(thread) } else { query }
+}
+
 impl Postgres {
     pub async fn messages(&self, ids: &[MessageId]) -> Result<Vec<Message>> {
         if ids.is_empty() {
@@ -186,43 +209,25 @@ impl Postgres {
         id: ConversationId,
         page: HistoryPage,
     ) -> Result<History> {
-        let limit = page.limit as usize;
-        let anchor = page.anchor.message_id().map(|id| id.0);
-        let thread = page.thread.map(|id| id.0);
-        let after = matches!(page.anchor, Anchor::After(_));
-        let statement = match (after, thread) {
-            (false, None) => sql::HISTORY,
-            (true, None) => sql::HISTORY_AFTER,
-            (false, Some(_)) => sql::THREAD,
-            (true, Some(_)) => sql::THREAD_AFTER,
-        };
-        // One more than asked for tells whether there is more.
-        let query = sqlx::query_as(statement)
-            .bind(user.0)
-            .bind(id.0)
-            .bind(anchor)
-            .bind(i64::from(page.limit) + 1);
-        let query = if thread.is_some() { query.bind(thread) } else { query };
-        let mut messages = all(self.rows(query).await?)?;
+        if let Some(history) = self.history_from_replica(user, id, &page).await {
+            return Ok(history);
+        }
+        let messages = all(self.rows(page_query(user, id, &page)).await?)?;
         if messages.is_empty() {
+            let anchor = page.anchor.message_id().map(|id| id.0);
             let query = sqlx::query_as(sql::HISTORY_JUDGE)
                 .bind(user.0)
                 .bind(id.0)
                 .bind(anchor)
-                .bind(thread);
+                .bind(page.thread.map(|id| id.0));
             match self.optional(query).await? {
                 None => return Ok(History::NotFound),
                 Some((false, _)) if anchor.is_some() => return Ok(History::MessageNotFound),
-                Some((_, false)) if thread.is_some() => return Ok(History::ThreadNotFound),
+                Some((_, false)) if page.thread.is_some() => return Ok(History::ThreadNotFound),
                 Some(_) => {}
             }
         }
-        let has_more = messages.len() > limit;
-        messages.truncate(limit);
-        if after {
-            messages.reverse();
-        }
-        Ok(History::Page { messages, has_more })
+        Ok(page.of(messages))
     }
 
     /// The newest page, and where the log stands in the same snapshot; None if nothing is shown.

@@ -1,7 +1,8 @@
 //! The store on Postgres 15 or newer.
 //!
-//! Reads, settling and the outbox go through a small pool; each write lane has a connection of its
-//! own ([`PostgresWriter`]). No wait is without an end: the server stops a statement that takes too
+//! Reads, settling and the outbox go through a small pool, which may lead to a pooler; each write lane
+//! has a connection of its own ([`PostgresWriter`]), and so has what needs a session: the lock of a
+//! single node, migrations, checks. Old history may come from a replica. No wait is without an end: the server stops a statement that takes too
 //! long, and this side gives up on a server that does not even do that.
 
 mod amend;
@@ -12,7 +13,9 @@ mod error;
 mod laggards;
 mod messages;
 mod outbox;
+mod pool;
 mod receipts;
+mod replica;
 pub mod sql;
 mod sync;
 mod verify;
@@ -23,17 +26,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::{Query, QueryAs};
-use sqlx::{Connection, Executor, FromRow, PgConnection, SqlSafeStr};
+use sqlx::{Connection, Executor, FromRow, PgConnection, Row, SqlSafeStr};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
 pub use self::check::{Demand, check};
 use self::error::{failed, timed_out};
+use self::pool::Pool;
+use self::replica::Replica;
 pub use self::writer::PostgresWriter;
 use super::{Result, Schema};
 use crate::config::PostgresConfig;
+use crate::telemetry::Metrics;
 
 /// `ignore_missing`: an older release meets newer tables, and they suit it.
 static MIGRATOR: Migrator =
@@ -48,14 +54,21 @@ const LOCK_LIMIT: &str = "5s";
 /// After this an answer is not waited for any more: above the server's own limit, so it is passed
 /// only by a server (or a way to it) that is stuck.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-/// A pooled connection that was idle for longer is asked whether it still lives before it is used.
-const TRUSTED_IDLE: Duration = Duration::from_secs(5);
 /// Says "this database's only node". Advisory locks are per database.
 const SINGLE_NODE_LOCK: i64 = 0x7469_6469_6e67_7301;
 
+/// How the data is reached beside the lanes' own connections.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    Pool,
+    Replica,
+}
+
 #[derive(Clone)]
 pub struct Postgres {
-    pool: PgPool,
+    pool: Pool,
+    replica: Option<Replica>,
+    metrics: Metrics,
     /// For connections outside the pool.
     options: Arc<PgConnectOptions>,
     /// The session that holds the single node lock; the server frees the lock when it ends.
@@ -64,28 +77,36 @@ pub struct Postgres {
 
 impl Postgres {
     /// Errors: `Unavailable` if nobody answers, `Login` if the server does not let us in (password,
-    /// unknown database).
-    pub async fn connect(config: &PostgresConfig) -> Result<Self> {
-        let options = settings(config.options.clone());
+    /// unknown database), `Untrusted` if it cannot prove who it is.
+    pub async fn connect(config: &PostgresConfig, metrics: Metrics) -> Result<Self> {
+        let options = session(config.options.clone());
         // The pool would hide why it cannot connect behind a time-out.
         let first = connect(&options).await?;
-        let pool = PgPoolOptions::new()
-            .max_connections(config.pool_size)
-            .acquire_timeout(config.acquire_timeout)
-            .test_before_acquire(false)
-            .before_acquire(|connection, idle| {
-                Box::pin(async move {
-                    if idle.idle_for > TRUSTED_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(options.clone());
-        let store =
-            Self { pool, options: Arc::new(options), single_node: Arc::new(Mutex::new(None)) };
+        let (size, wait) = (config.pool_size, config.acquire_timeout);
+        let store = Self {
+            pool: match &config.pooler {
+                None => Pool::of_sessions(config.options.clone(), size, wait, ANSWER_LIMIT),
+                Some(pooler) => Pool::of_transactions(pooler.clone(), size, wait, ANSWER_LIMIT),
+            },
+            replica: config.replica.clone().map(|options| Replica::new(options, size)),
+            metrics,
+            options: Arc::new(options),
+            single_node: Arc::new(Mutex::new(None)),
+        };
         drop(first.close().await);
         Ok(store)
+    }
+
+    /// Whether the pool, or the replica, leads to the same data as the lanes.
+    pub async fn same_data(&self, way: Way) -> Result<bool> {
+        let pool = match way {
+            Way::Pool => &self.pool,
+            Way::Replica => match &self.replica {
+                Some(replica) => &replica.pool,
+                None => return Ok(true),
+            },
+        };
+        Ok(epoch_of(&self.options).await? == epoch_of(pool.options()).await?)
     }
 
     /// Several nodes may do so at once: an advisory lock lets one after the other.
@@ -155,12 +176,11 @@ impl Postgres {
     }
 
     pub fn pool_use(&self) -> (usize, usize) {
-        let idle = self.pool.num_idle();
-        ((self.pool.size() as usize).saturating_sub(idle), idle)
+        self.pool.use_of()
     }
 
     pub fn pool_size(&self) -> usize {
-        self.pool.options().get_max_connections() as usize
+        self.pool.size()
     }
 
     pub fn writer(&self) -> PostgresWriter {
@@ -172,6 +192,9 @@ impl Postgres {
             drop(connection.close().await);
         }
         self.pool.close().await;
+        if let Some(replica) = &self.replica {
+            replica.pool.close().await;
+        }
     }
 
     /// Prepares every statement on the server and runs none: proves that the tables have the shape
@@ -194,15 +217,7 @@ impl Postgres {
     where
         O: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
-        let mut connection = self.pool.acquire().await.map_err(|error| failed(error, false))?;
-        match tokio::time::timeout(ANSWER_LIMIT, query.fetch_all(&mut *connection)).await {
-            Ok(rows) => rows.map_err(|error| failed(error, true)),
-            Err(_) => {
-                // Not back into the pool: nobody knows what it would still answer.
-                drop(connection.detach());
-                Err(timed_out(true))
-            }
-        }
+        self.pool.rows(query).await
     }
 
     /// As [`Self::rows`], for a statement that always has a row.
@@ -221,19 +236,12 @@ impl Postgres {
     where
         O: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
-        Ok(self.rows(query).await?.pop())
+        self.pool.optional(query).await
     }
 
     /// As [`Self::rows`], for a statement without rows.
     async fn execute(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<()> {
-        let mut connection = self.pool.acquire().await.map_err(|error| failed(error, false))?;
-        match tokio::time::timeout(ANSWER_LIMIT, query.execute(&mut *connection)).await {
-            Ok(done) => done.map(drop).map_err(|error| failed(error, true)),
-            Err(_) => {
-                drop(connection.detach());
-                Err(timed_out(true))
-            }
-        }
+        self.pool.execute(query).await
     }
 }
 
@@ -242,28 +250,49 @@ impl Postgres {
 /// The statements are written as chains of index look-ups. A generic plan made while the tables are
 /// tiny would scan `messages` for ever, so scans and the joins that need them are out of question;
 /// and planning anew each time costs more than running.
-fn settings(options: PgConnectOptions) -> PgConnectOptions {
-    options.application_name("tidings").options([
-        ("jit", "off"),
-        ("plan_cache_mode", "force_generic_plan"),
-        ("enable_seqscan", "off"),
-        ("enable_hashjoin", "off"),
-        ("enable_mergejoin", "off"),
-        // A bitmap is made whole before its first row is looked at, and nearly all looks stop at
-        // the first row.
-        ("enable_bitmapscan", "off"),
-        // Acknowledged is durable, whatever the server's default.
-        ("synchronous_commit", "on"),
-        ("statement_timeout", STATEMENT_LIMIT),
-        ("lock_timeout", LOCK_LIMIT),
-        // Should this side be gone in the middle of a transaction, its locks go, too.
-        ("idle_in_transaction_session_timeout", STATEMENT_LIMIT),
+const SETTINGS: [(&str, &str); 10] = [
+    ("jit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    // A bitmap is made whole before its first row is looked at, and nearly all looks stop at the
+    // first row.
+    ("enable_bitmapscan", "off"),
+    // Acknowledged is durable, whatever the server's default.
+    ("synchronous_commit", "on"),
+    ("statement_timeout", STATEMENT_LIMIT),
+    ("lock_timeout", LOCK_LIMIT),
+    // Should this side be gone in the middle of a transaction, its locks go, too.
+    ("idle_in_transaction_session_timeout", STATEMENT_LIMIT),
+];
+
+/// A session that has these for its whole life.
+fn session(options: PgConnectOptions) -> PgConnectOptions {
+    options.application_name("tidings").options(SETTINGS).options([
         // So that the server notices within half a minute when this machine is gone without a word,
         // and frees what its sessions hold: the single node lock, too.
         ("tcp_keepalives_idle", "15"),
         ("tcp_keepalives_interval", "5"),
         ("tcp_keepalives_count", "3"),
     ])
+}
+
+/// Which data is behind these options; None if the tables are not laid.
+async fn epoch_of(options: &PgConnectOptions) -> Result<Option<Uuid>> {
+    let mut connection = connect(options).await?;
+    // Not prepared, which behind a pooler would need a transaction.
+    let query = sqlx::raw_sql(sql::EPOCH).fetch_one(&mut connection);
+    let epoch = match tokio::time::timeout(CONNECT_LIMIT, query).await {
+        Ok(row) => row.and_then(|row| row.try_get(0)).map(Some),
+        Err(_) => return Err(timed_out(false)),
+    };
+    let epoch = epoch.map_err(|error| failed(error, false));
+    drop(connection.close().await);
+    match epoch {
+        Err(error) if error::is_missing_table(&error) => Ok(None),
+        epoch => epoch,
+    }
 }
 
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection> {

@@ -142,8 +142,9 @@ impl Postgres {
         let work = async {
             let mut tx = self.pool.begin().await?;
             // What the index by age needs, and no other statement should use.
-            sqlx::query("set local enable_bitmapscan = on").execute(&mut *tx).await?;
+            sqlx::raw_sql("set local enable_bitmapscan = on").execute(&mut *tx).await?;
             let done = sqlx::query(sql::EXPIRE_RECEIPTS)
+                .persistent(false)
                 .bind(millis(age) as f64)
                 .bind(i64::from(limit))
                 .execute(&mut *tx)

@@ -50,6 +50,8 @@ statements! {
     POSTPONE_LAGGARDS = "postpone_laggards";
     RECEIPTS = "receipts";
     RECEIVE = "receive";
+    REPLICA_HEAD = "replica_head";
+    REPLICA_JUDGE = "replica_judge";
     SEND = "send";
     SETTLE = "settle";
     SETTLE_OUTBOX = "settle_outbox";

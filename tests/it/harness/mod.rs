@@ -4,10 +4,13 @@
 //! node with nothing but a folder and on two nodes with real services, and ends each by looking at
 //! what is left over.
 
+pub mod certs;
 pub mod client;
 pub mod cluster;
 pub mod contract;
 pub mod http;
+pub mod own_kafka;
+pub mod own_postgres;
 pub mod process;
 pub mod raw;
 pub mod services;
@@ -46,6 +49,14 @@ pub async fn until_within<T>(
         assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Below the range of outgoing connections: there, a client that reconnects while the server is down
+/// could occupy its port, or even connect to itself.
+pub fn free_port() -> u16 {
+    let mut candidates =
+        std::iter::repeat_with(|| 20_000 + uuid::Uuid::new_v4().as_u128() as u16 % 12_000);
+    candidates.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// Makes the tests of a file: each scenario on the embedded parts and on a cluster, each with its

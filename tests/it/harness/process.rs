@@ -60,7 +60,7 @@ impl Process {
                 panic!("{status} instead of a start: {:?}", process.stderr.lock().unwrap());
             }
             let lines = process.stdout.lock().unwrap();
-            lines.iter().find_map(|line| line.split_once("http://")?.1.parse().ok())
+            lines.iter().find_map(|line| line.split_once("://")?.1.parse().ok())
         })
         .await;
         (process, addr)

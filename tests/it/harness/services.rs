@@ -15,6 +15,17 @@ pub fn kafka() -> Option<String> {
     address("TEST_KAFKA_BROKERS")
 }
 
+/// The broker's jars, to start one of a test's own; None in an embedded-only run.
+pub fn kafka_jars() -> Option<String> {
+    address("TEST_KAFKA_JARS")
+}
+
+/// Java's archive of the broker's classes, which may not be there.
+#[expect(clippy::disallowed_methods, reason = "tests have no config to read the environment")]
+pub fn kafka_classes() -> Option<String> {
+    std::env::var("TEST_KAFKA_CLASSES").ok()
+}
+
 /// A test that could not run must never look like one that passed: without the variable it fails,
 /// unless the run was asked to be embedded only.
 #[expect(

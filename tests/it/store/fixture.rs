@@ -21,6 +21,7 @@ use tidings::telemetry::Metrics;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use crate::harness::own_postgres::Pooler;
 use crate::harness::{services, until};
 
 pub const MAX_GROUP: usize = 1000;
@@ -34,6 +35,7 @@ pub struct Fixture {
     /// Where the database is removed from; a SQLite one goes with its folder.
     admin: Option<sqlx::postgres::PgConnectOptions>,
     _dir: Option<TempDir>,
+    _pooler: Option<Pooler>,
 }
 
 /// Runs a case and removes its database, also when the case fails.
@@ -54,6 +56,15 @@ where
 impl Fixture {
     /// A new Postgres database without tables; None in an embedded-only run.
     pub async fn postgres() -> Option<Self> {
+        Self::postgres_by(None).await
+    }
+
+    /// The same, whose pool goes by way of a pooler.
+    pub async fn pooled() -> Option<Self> {
+        Self::postgres_by(Some(Pooler::start().await?)).await
+    }
+
+    async fn postgres_by(pooler: Option<Pooler>) -> Option<Self> {
         let admin: sqlx::postgres::PgConnectOptions =
             services::postgres()?.parse().expect("TEST_DATABASE_URL is an address");
         let name = format!("t_{}", Uuid::new_v4().simple());
@@ -65,28 +76,31 @@ impl Fixture {
         connection.close().await.expect("the connection closes");
         let config = StoreConfig::Postgres(Box::new(PostgresConfig {
             options: admin.clone().database(&name),
+            pooler: pooler.as_ref().map(|pooler| pooler.options(&name)),
+            replica: None,
             pool_size: 4,
             acquire_timeout: Duration::from_secs(10),
         }));
-        Some(Self::connect(config, Some(admin), None).await)
+        Some(Self::connect(config, Some(admin), None, pooler).await)
     }
 
     /// A new SQLite file without tables.
     pub async fn sqlite() -> Self {
         let dir = TempDir::new().expect("there is room for a folder");
         let path = dir.path().join("tidings.db");
-        Self::connect(StoreConfig::Sqlite(SqliteConfig { path }), None, Some(dir)).await
+        Self::connect(StoreConfig::Sqlite(SqliteConfig { path }), None, Some(dir), None).await
     }
 
-    async fn connect(
+    pub async fn connect(
         config: StoreConfig,
         admin: Option<sqlx::postgres::PgConnectOptions>,
         dir: Option<TempDir>,
+        pooler: Option<Pooler>,
     ) -> Self {
         let store =
             Store::connect(&config, Metrics::new().0).await.expect("the database can be opened");
         let writer = Mutex::new(store.writer());
-        Self { store, config, writer, admin, _dir: dir }
+        Self { store, config, writer, admin, _dir: dir, _pooler: pooler }
     }
 
     /// A second database of the same kind, without tables: to be removed by the case.

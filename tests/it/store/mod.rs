@@ -5,7 +5,7 @@
 
 mod change;
 mod edits;
-mod fixture;
+pub mod fixture;
 mod lanes;
 mod postgres;
 mod read;
@@ -26,6 +26,15 @@ macro_rules! on_each_store {
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $case() {
                     super::fixture::run(super::Fixture::postgres().await, super::$file::$case).await;
+                }
+            )+)+
+        }
+        /// Whose reads go by way of a pooler in transaction mode.
+        mod on_pooler {
+            $($(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $case() {
+                    super::fixture::run(super::Fixture::pooled().await, super::$file::$case).await;
                 }
             )+)+
         }

@@ -161,7 +161,7 @@ async fn a_message_waiting_behind_a_new_title_is_sent(f: Arc<Fixture>) {
 
 async fn every_statement_can_be_prepared(f: Arc<Fixture>) {
     let StoreConfig::Postgres(config) = &f.config else { panic!("this is a case of Postgres") };
-    let store = Postgres::connect(config).await.unwrap();
+    let store = Postgres::connect(config, Metrics::new().0).await.unwrap();
     store.check_statements().await.unwrap();
     f.execute("alter table receipts drop column at").await;
     let refused = store.check_statements().await.unwrap_err();
@@ -240,7 +240,8 @@ async fn plans_made_for_empty_tables_stay_good(f: Arc<Fixture>) {
 async fn what_refuses_a_connection_is_told_apart(f: Arc<Fixture>) {
     let connect = async |options: PgConnectOptions| {
         let acquire_timeout = Duration::from_secs(5);
-        let config = PostgresConfig { options, pool_size: 1, acquire_timeout };
+        let (pooler, replica) = (None, None);
+        let config = PostgresConfig { options, pooler, replica, pool_size: 1, acquire_timeout };
         match Store::connect(&StoreConfig::Postgres(Box::new(config)), Metrics::new().0).await {
             Ok(_) => panic!("it must not connect"),
             Err(error) => error,
