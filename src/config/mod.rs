@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+pub use self::redis::{Addr, Kind, Place, RedisConfig};
 pub use jwt::{JwksUrl, JwtConfig, JwtKey, JwtKeys};
 #[cfg(feature = "sabotage")]
 pub use read::sabotage;
-pub use self::redis::{Addr, Kind, Place, RedisConfig};
 pub use values::{ConfigFaults, Fault, IpNet, Setting};
 
 const fn open(name: &'static str) -> Setting {

@@ -13,9 +13,9 @@ use tracing_subscriber::filter::LevelFilter;
 use super::jwt::read_jwt;
 use super::values::{ConfigFaults, Reader};
 use super::{
-    AuthConfig, AuthMode, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig,
-    LogConfig, LogFormat, OfflineConfig, Place, PostgresConfig, PresenceConfig, RatesConfig,
-    RedisConfig, SETTINGS, SqliteConfig, StoreConfig, WsConfig,
+    AuthConfig, AuthMode, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig, LogConfig,
+    LogFormat, OfflineConfig, Place, PostgresConfig, PresenceConfig, RatesConfig, RedisConfig,
+    SETTINGS, SqliteConfig, StoreConfig, WsConfig,
 };
 
 /// Nobody but this machine, until someone says otherwise.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use redis::io::tcp::TcpSettings;
 use redis::{
-    Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
-    RedisConnectionInfo, RedisResult, TlsCertificates,
+    Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisResult,
+    TlsCertificates,
 };
 
 use crate::ids::UserId;
@@ -241,7 +241,8 @@ mod tests {
         assert!(Place::parse("rediss://:geheim@cache:1").unwrap().tls);
         assert_eq!(hosts("redis://[::1]:7/0"), "[[::1]:7]");
 
-        let text = "rediss-sentinel://ada:x@a,b:7,[::1]/main/3?sentinel_user=s&sentinel_password=p%2F";
+        let text =
+            "rediss-sentinel://ada:x@a,b:7,[::1]/main/3?sentinel_user=s&sentinel_password=p%2F";
         let sentinel = Place::parse(text).unwrap();
         assert!(sentinel.tls);
         assert_eq!(format!("{:?}", sentinel.hosts), "[a:26379, b:7, [::1]:26379]");
@@ -258,11 +259,28 @@ mod tests {
     #[test]
     fn what_is_no_place_is_refused() {
         for text in [
-            "", "redis", "redis://", "redis:///0", "redis://a,b", "redis://a:0", "redis://a:x",
-            "redis://a/x", "redis://a?x=y", "redis://a#insecure", "redis://[a]", "redis://:x@",
-            "redis-cluster://", "redis-cluster://a,,b", "redis-cluster://a,b/1",
-            "redis-cluster://a:1,", "redis-sentinel://a:1", "redis-sentinel:///main",
-            "redis-sentinel://a/main/x", "redis-sentinel://a/main?geheim=y", "http://a", "mysql://a",
+            "",
+            "redis",
+            "redis://",
+            "redis:///0",
+            "redis://a,b",
+            "redis://a:0",
+            "redis://a:x",
+            "redis://a/x",
+            "redis://a?x=y",
+            "redis://a#insecure",
+            "redis://[a]",
+            "redis://:x@",
+            "redis-cluster://",
+            "redis-cluster://a,,b",
+            "redis-cluster://a,b/1",
+            "redis-cluster://a:1,",
+            "redis-sentinel://a:1",
+            "redis-sentinel:///main",
+            "redis-sentinel://a/main/x",
+            "redis-sentinel://a/main?geheim=y",
+            "http://a",
+            "mysql://a",
             "redis+unix:///tmp/redis",
         ] {
             let error = Place::parse(text).err();

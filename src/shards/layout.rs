@@ -28,7 +28,8 @@ impl Layout {
     pub fn of(claims: &[Claim], before: Option<&Self>) -> Self {
         let mut owners: Vec<Option<(u64, &Addr)>> = vec![None; SLOTS];
         for slot in 0..SLOTS {
-            owners[slot] = before.and_then(|before| before.owner_of_slot(slot)).map(|addr| (0, addr));
+            owners[slot] =
+                before.and_then(|before| before.owner_of_slot(slot)).map(|addr| (0, addr));
         }
         for claim in claims {
             for slot in claim.slots.iter().cloned().flatten() {
@@ -110,8 +111,10 @@ fn read_addr(text: &str, asked: &Addr, by_name: bool) -> Option<Addr> {
     let (text, name) = text.split_once(',').unwrap_or((text, ""));
     let name = name.split(',').next().filter(|name| by_name && !name.is_empty());
     let (host, port) = text.split('@').next()?.rsplit_once(':')?;
-    let host = name.map_or_else(|| host.into(), Into::into);
-    let host = if str::is_empty(&host) { asked.host.clone() } else { host };
+    let host = match name.unwrap_or(host) {
+        "" => asked.host.clone(),
+        host => host.into(),
+    };
     Some(Addr { host, port: port.parse().ok()? })
 }
 

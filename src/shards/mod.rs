@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ProtocolVersion, RedisError, RedisResult, ServerErrorKind};
+use redis::{
+    AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisError, RedisResult, ServerErrorKind,
+};
 use thiserror::Error;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -167,7 +169,8 @@ impl Shards {
             }
         };
         if found.masters().is_empty() {
-            return Err((ServerErrorKind::ClusterDown.into(), "nobody holds a slot").into());
+            let kind = ErrorKind::Server(ServerErrorKind::ClusterDown);
+            return Err((kind, "nobody holds a slot").into());
         }
         if *before != found {
             if !first {
@@ -186,7 +189,7 @@ impl Shards {
         connections.retain(|addr, _| all.contains(addr));
         let asked = all.into_iter().map(|addr| {
             let connection = connections.remove(&addr);
-            async {
+            async move {
                 let answer = timeout(ANSWER_TIMEOUT, self.ask(&addr, connection)).await;
                 let late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
                 (addr, answer.unwrap_or_else(late))
@@ -239,7 +242,7 @@ impl Shards {
                 let number = |name| said.get(name).and_then(|text| text.parse().ok());
                 let host = said.get("ip").map(|ip| ip.as_str().into());
                 let addr = host.zip(said.get("port").and_then(|port| port.parse().ok()));
-                let (host, port) = addr.ok_or((redis::ErrorKind::Parse, "no address of a master"))?;
+                let (host, port) = addr.ok_or((ErrorKind::Parse, "no address of a master"))?;
                 Advice::Master(number("config-epoch").unwrap_or(0), Addr { host, port })
             }
             Kind::One | Kind::Cluster => {
@@ -280,9 +283,7 @@ impl Advice {
 }
 
 fn timeouts(each: Duration) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(each))
-        .set_response_timeout(Some(each))
+    AsyncConnectionConfig::new().set_connection_timeout(Some(each)).set_response_timeout(Some(each))
 }
 
 /// A life of a server's process: another one may have lost what the last one knew.
@@ -297,20 +298,21 @@ impl Run {
         let info: String = info.query_async(connection).await?;
         let value = |name| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         if value("role:") != Some("master") {
-            return Err((ServerErrorKind::ReadOnly.into(), "the server is not a master").into());
+            let kind = ErrorKind::Server(ServerErrorKind::ReadOnly);
+            return Err((kind, "the server is not a master").into());
         }
-        let run = value("run_id:").ok_or((redis::ErrorKind::Parse, "INFO names no run_id"))?;
+        let run = value("run_id:").ok_or((ErrorKind::Parse, "INFO names no run_id"))?;
         Ok(Self(run.into()))
     }
 }
 
 /// The error's text names no address and no password.
 pub fn of_connect(error: RedisError) -> ShardsError {
-    use redis::ErrorKind as K;
+    use ErrorKind as K;
     match error.kind() {
-        K::InvalidClientConfig
-        | K::AuthenticationFailed
-        | K::Server(ServerErrorKind::NoPerm) => ShardsError::Rejected(error.to_string()),
+        K::InvalidClientConfig | K::AuthenticationFailed | K::Server(ServerErrorKind::NoPerm) => {
+            ShardsError::Rejected(error.to_string())
+        }
         _ => ShardsError::Unavailable(error.to_string()),
     }
 }

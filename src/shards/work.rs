@@ -205,9 +205,10 @@ impl Work<'_> {
                     Err(_) => again.push(at),
                 }
             }
-            again.extend((0..calls.len()).filter(|at| {
-                matches!(&answers[*at], Err(Failed { why: Failure::Nobody, .. }))
-            }));
+            again
+                .extend((0..calls.len()).filter(|at| {
+                    matches!(&answers[*at], Err(Failed { why: Failure::Nobody, .. }))
+                }));
             if again.is_empty() || attempt == ATTEMPTS || Instant::now() >= self.deadline {
                 break;
             }
@@ -234,7 +235,7 @@ impl Work<'_> {
                 let ping = async {
                     let mut connection = connection(pools, addr, held).await?;
                     redis::cmd("PING").exec_async(&mut connection).await?;
-                    Ok(connection)
+                    Ok::<_, Failure>(connection)
                 };
                 (addr.clone(), timeout_at(deadline, ping).await.unwrap_or(Err(Failure::Late)))
             }
@@ -273,7 +274,7 @@ impl Work<'_> {
                 let replies = async {
                     let mut connection = connection(pools, addr, held).await?;
                     let replies = pipeline.ignore_errors().query_async(&mut connection).await?;
-                    Ok((connection, replies))
+                    Ok::<_, Failure>((connection, replies))
                 };
                 let replies = timeout_at(deadline, replies).await.unwrap_or(Err(Failure::Late));
                 (addr, places, replies)
@@ -299,7 +300,7 @@ impl Work<'_> {
             pipeline.cmd("ASKING").ignore();
             call.add_to(&mut pipeline, true);
             let (answer,) = pipeline.query_async(&mut connection).await?;
-            Ok((connection, answer))
+            Ok::<_, Failure>((connection, answer))
         };
         let asked = timeout_at(self.deadline, asked).await.unwrap_or(Err(Failure::Late));
         let (connection, answer) = asked?;
@@ -338,7 +339,12 @@ fn next(error: &RedisError) -> Next {
         }
         // A script is not known where the call that would have brought it has moved.
         ErrorKind::Server(
-            K::Moved | K::TryAgain | K::NoScript | K::ReadOnly | K::ClusterDown | K::MasterDown
+            K::Moved
+            | K::TryAgain
+            | K::NoScript
+            | K::ReadOnly
+            | K::ClusterDown
+            | K::MasterDown
             | K::BusyLoading,
         ) => Next::Again,
         _ => Next::Done,

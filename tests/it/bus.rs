@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tidings::bus::{
-    Bus, BusError, Class, Classic, Envelope, Head, Inbox, Partitions, Receivers,
-};
+use tidings::bus::{Bus, BusError, Class, Classic, Envelope, Head, Inbox, Partitions, Receivers};
 use tidings::clock::Timestamp;
 use tidings::config::RedisConfig;
 use tidings::ids::{ConversationId, Seq, SessionId, UserId};

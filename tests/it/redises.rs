@@ -17,7 +17,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn acl() -> String {
     let guide = include_str!("../../docs/redis.md");
     let line = guide.lines().find(|line| line.starts_with("user tidings on "));
-    line.expect("the guide has a line for the ACL file").replace(">PASSWORD", &format!(">{PASSWORD}"))
+    line.expect("the guide has a line for the ACL file")
+        .replace(">PASSWORD", &format!(">{PASSWORD}"))
 }
 
 pub struct Server {
@@ -107,7 +108,11 @@ impl Redises {
             let bus = free_port().to_string();
             let options = ["--cluster-enabled", "yes", "--tls-cluster", "yes"];
             let more = ["--cluster-node-timeout", "2000", "--cluster-port", &bus];
-            Server::start(folder.path(), &number.to_string(), &words(&[&options[..], &more].concat()))
+            Server::start(
+                folder.path(),
+                &number.to_string(),
+                &words(&[&options[..], &more].concat()),
+            )
         });
         let redises = Self { servers: servers.collect(), sentinels: Vec::new(), folder };
         redises.answer().await;
@@ -149,7 +154,8 @@ impl Redises {
             let name = format!("sentinel-{number}");
             let mut sentinel = Server::start(folder.path(), &name, &words(&["--sentinel"]));
             sentinel.kill();
-            std::fs::write(folder.path().join(name).join("redis.conf"), options.join("\n")).unwrap();
+            std::fs::write(folder.path().join(name).join("redis.conf"), options.join("\n"))
+                .unwrap();
             sentinel.up();
             sentinel
         });
@@ -214,8 +220,16 @@ impl Redises {
         let said = self.cli(
             server,
             &[
-                "--cluster", "reshard", &at, "--cluster-from", from.trim(), "--cluster-to",
-                to.trim(), "--cluster-slots", &slots.to_string(), "--cluster-yes",
+                "--cluster",
+                "reshard",
+                &at,
+                "--cluster-from",
+                from.trim(),
+                "--cluster-to",
+                to.trim(),
+                "--cluster-slots",
+                &slots.to_string(),
+                "--cluster-yes",
             ],
         );
         assert!(!said.contains("[ERR]"), "{said}");

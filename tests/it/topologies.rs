@@ -150,10 +150,8 @@ async fn a_cluster_loses_a_master_and_moves_slots_and_all_is_found() {
     let stop = AtomicBool::new(false);
     let moves = async {
         tokio::task::block_in_place(|| redis.move_slots(2_000));
-        until("the gap is told", LIMIT, async || {
-            bus.received.gaps() > 0 && bus.bus.is_whole()
-        })
-        .await;
+        until("the gap is told", LIMIT, async || bus.received.gaps() > 0 && bus.bus.is_whole())
+            .await;
         stop.store(true, Ordering::Relaxed);
     };
     let (_, ()) = tokio::join!(talk(&bus, &users, &stop), moves);
@@ -178,10 +176,8 @@ async fn a_cluster_loses_a_master_and_moves_slots_and_all_is_found() {
         println!("{unknown} of {} users are not known about", away.len());
         assert!(unknown > 0);
         redis.replaced(3).await;
-        until("the gap is told", LIMIT, async || {
-            bus.received.gaps() > gaps && bus.bus.is_whole()
-        })
-        .await;
+        until("the gap is told", LIMIT, async || bus.received.gaps() > gaps && bus.bus.is_whole())
+            .await;
         stop.store(true, Ordering::Relaxed);
     };
     let (_, ()) = tokio::join!(talk(&bus, &users, &stop), dies);

@@ -141,8 +141,16 @@ impl Services {
         let slots = SLOTS_MOVED.to_string();
         let said = self
             .redis_cli(&[
-                "--cluster", "reshard", &at, "--cluster-from", &from_id, "--cluster-to", &to_id,
-                "--cluster-slots", &slots, "--cluster-yes",
+                "--cluster",
+                "reshard",
+                &at,
+                "--cluster-from",
+                &from_id,
+                "--cluster-to",
+                &to_id,
+                "--cluster-slots",
+                &slots,
+                "--cluster-yes",
             ])
             .await?;
         if said.contains("[ERR]") {

@@ -299,9 +299,8 @@ async fn nobody_is_there(services: &Services, run: &str, nodes: &[Node]) -> anyh
     }
     let mut last = Vec::new();
     let none = until("no channel of a user is subscribed", PRESENCE_LIMIT, async || {
-        let channels = services
-            .redis(&["pubsub", services.topology.channels(), &format!("{run}:*")])
-            .await?;
+        let channels =
+            services.redis(&["pubsub", services.topology.channels(), &format!("{run}:*")]).await?;
         last = channels.lines().filter(|name| name.contains(":user:")).map(str::to_owned).collect();
         Ok(last.is_empty())
     });

@@ -86,7 +86,7 @@ impl Fleet {
                 let launched = self.match_to(&layout, &mut sailing);
                 self.start(&launched, &sailing);
                 if changes.changed().await.is_err() {
-                    return std::future::pending().await;
+                    return std::future::pending::<()>().await;
                 }
             }
         };

@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use redis::{ErrorKind, RedisResult, ServerErrorKind};
 use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, Pipeline, RedisResult, ServerErrorKind};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -46,7 +45,6 @@ impl Published {
 
 pub(super) struct Link {
     connector: Connector,
-    command: &'static str,
     state: watch::Sender<State>,
     reconnects: AtomicU64,
 }
@@ -54,9 +52,8 @@ pub(super) struct Link {
 impl Link {
     pub fn new(shards: &Shards, addr: &Addr) -> Self {
         let connector = Connector::new(shards, addr, RESPONSE_TIMEOUT, |_| {});
-        let command = if shards.is_cluster() { "SPUBLISH" } else { "PUBLISH" };
         let state = watch::Sender::new(State::Down { since: Instant::now() });
-        Self { connector, command, state, reconnects: 0.into() }
+        Self { connector, state, reconnects: 0.into() }
     }
 
     /// The first attempt; `run` makes the others.
@@ -118,14 +115,7 @@ impl Link {
     ///
     /// It is not sent again on the new connection: a server that was only slow would get it twice,
     /// and out of order with what the caller publishes meanwhile.
-    pub async fn publish<'a>(
-        &self,
-        chunk: impl Iterator<Item = (String, &'a Bytes)>,
-    ) -> Option<Vec<Published>> {
-        let mut pipeline = redis::Pipeline::with_capacity(chunk.size_hint().0);
-        for (channel, bytes) in chunk {
-            pipeline.cmd(self.command).arg(channel).arg(bytes.as_ref());
-        }
+    pub async fn publish(&self, mut pipeline: Pipeline) -> Option<Vec<Published>> {
         let replies: Vec<RedisResult<u32>> = self.query(pipeline.ignore_errors()).await.ok()?;
         let published = |reply: RedisResult<u32>| match reply {
             Ok(count) => Published::Done(Receivers::Count(count)),
@@ -148,10 +138,7 @@ impl Link {
     }
 
     /// With `ignore_errors`, so that an error here is one of the connection.
-    async fn query<T: redis::FromRedisValue>(
-        &self,
-        pipeline: &redis::Pipeline,
-    ) -> Result<T, BusError> {
+    async fn query<T: redis::FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, BusError> {
         let Some(mut live) = self.live().await else {
             return Err(BusError::Unavailable("there is no connection to Redis".into()));
         };

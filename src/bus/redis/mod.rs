@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use redis::Pipeline;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -105,7 +106,13 @@ impl RedisBus {
             }
             let link = layout.masters().first().and_then(|addr| self.0.fleet.link(addr));
             let replies = match link {
-                Some(link) => link.publish(self.items(chunk)).await,
+                Some(link) => {
+                    let mut pipeline = Pipeline::with_capacity(chunk.len());
+                    for (user, bytes) in chunk {
+                        self.add(&mut pipeline, &self.channel(*user), bytes);
+                    }
+                    link.publish(pipeline).await
+                }
                 None => None,
             };
             // The rest would only wait as long once more.
@@ -116,12 +123,13 @@ impl RedisBus {
         receivers
     }
 
-    fn items<'a>(
-        &self,
-        chunk: impl IntoIterator<Item = &'a (UserId, Bytes)>,
-    ) -> impl Iterator<Item = (String, &'a Bytes)> {
-        let config = self.0.fleet.shards.config();
-        chunk.into_iter().map(|(user, bytes)| (channel(config, *user), bytes))
+    fn add(&self, pipeline: &mut Pipeline, channel: &str, bytes: &Bytes) {
+        let command = if self.0.fleet.shards.is_cluster() { "SPUBLISH" } else { "PUBLISH" };
+        pipeline.cmd(command).arg(channel).arg(bytes.as_ref());
+    }
+
+    fn channel(&self, user: UserId) -> String {
+        channel(self.0.fleet.shards.config(), user)
     }
 
     /// Each master's part in one pipeline, side by side. What was refused, and so reached nobody, goes
@@ -132,22 +140,29 @@ impl RedisBus {
         let mut left: Vec<usize> = (0..chunk.len()).collect();
         for attempt in 1..=ATTEMPTS {
             let layout = fleet.shards.layout();
-            let mut parts: HashMap<&Addr, Vec<usize>> = HashMap::new();
+            let mut parts: HashMap<&Addr, (Vec<usize>, Pipeline)> = HashMap::new();
             let mut moved = Vec::new();
             for at in left {
-                match layout.owner(&channel(fleet.shards.config(), chunk[at].0)) {
-                    Some(addr) => parts.entry(addr).or_default().push(at),
-                    None => moved.push(at),
-                }
-            }
-            let publishing = parts.into_iter().map(|(addr, places)| async move {
-                let items = self.items(places.iter().map(|at| &chunk[*at]));
-                let published = match fleet.link(addr) {
-                    Some(link) => link.publish(items).await,
-                    // The fleet is about to launch it.
-                    None => Some(vec![Published::Moved; places.len()]),
+                let (user, bytes) = &chunk[at];
+                let channel = self.channel(*user);
+                let Some(addr) = layout.owner(&channel) else {
+                    moved.push(at);
+                    continue;
                 };
-                (places, published)
+                let (places, pipeline) = parts.entry(addr).or_default();
+                places.push(at);
+                self.add(pipeline, &channel, bytes);
+            }
+            let publishing = parts.into_iter().map(|(addr, (places, pipeline))| {
+                let link = fleet.link(addr);
+                async move {
+                    let published = match link {
+                        Some(link) => link.publish(pipeline).await,
+                        // The fleet is about to launch it.
+                        None => Some(vec![Published::Moved; places.len()]),
+                    };
+                    (places, published)
+                }
             });
             for (places, published) in join_all(publishing).await {
                 for (at, published) in places.into_iter().zip(published.into_iter().flatten()) {

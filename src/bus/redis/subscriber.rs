@@ -15,9 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
-use redis::{
-    ErrorKind, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value,
-};
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};

@@ -198,7 +198,7 @@ impl Lease {
     async fn set(&self, work: &mut Work<'_>, node: NodeId, only: &str) -> Result<bool, Failed> {
         let life = self.length.as_millis().to_string();
         let arguments = vec!["1".into(), only.into(), "PX".into(), life];
-        let reply = work.one(Call::command("SET", self.key(node), arguments)).await;
+        let reply = work.one::<Value>(Call::command("SET", self.key(node), arguments)).await;
         Ok(reply.inspect_err(|failed| self.on_failure(failed))? != Value::Nil)
     }
 

@@ -275,10 +275,8 @@ impl Inner {
     async fn status(&self, chunk: &[UserId]) -> Vec<Status> {
         let mut work = self.pools.work();
         let keys: Vec<String> = chunk.iter().map(|user| self.key(*user)).collect();
-        let calls: Vec<_> = keys
-            .iter()
-            .map(|key| Call::command("HGETALL", key.clone(), Vec::new()))
-            .collect();
+        let calls: Vec<_> =
+            keys.iter().map(|key| Call::command("HGETALL", key.clone(), Vec::new())).collect();
         let hashes: Outcomes<Vec<(String, String)>> = work.run(&calls).await;
         let failed: Vec<_> = hashes.iter().filter_map(|hash| hash.as_ref().err()).collect();
         if let Some(failure) = failed.first() {
@@ -310,9 +308,9 @@ impl Inner {
             None => Status::Unknown { last_seen: None },
             Some(found) => {
                 let leases = found.entries.iter().map(|entry| entry.node);
-                let known = leases.filter(|node| alive[node] == Some(false)).all(|node| {
-                    certain(&self.lease.key(node))
-                });
+                let known = leases
+                    .filter(|node| alive[node] == Some(false))
+                    .all(|node| certain(&self.lease.key(node)));
                 found.judge(&alive, known && certain(key))
             }
         };
@@ -328,7 +326,8 @@ impl Inner {
         if nodes.is_empty() {
             return HashMap::new();
         }
-        let calls = nodes.iter().map(|node| Call::command("EXISTS", self.lease.key(*node), Vec::new()));
+        let calls =
+            nodes.iter().map(|node| Call::command("EXISTS", self.lease.key(*node), Vec::new()));
         let alive: Outcomes<bool> = work.run(&calls.collect::<Vec<_>>()).await;
         let known = |alive: std::result::Result<bool, Failed>| {
             alive.inspect_err(|failed| self.lease.on_failure(failed)).ok()
