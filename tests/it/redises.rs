@@ -260,10 +260,6 @@ impl Redises {
             .expect("redis-cli is installed");
         String::from_utf8(said.stdout).unwrap()
     }
-
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
 }
 
 fn words(words: &[&str]) -> Vec<String> {
