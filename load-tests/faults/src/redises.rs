@@ -11,8 +11,8 @@ use crate::world::until;
 
 /// Until another has taken the place of a master that is gone.
 const FAIL_OVER_LIMIT: Duration = Duration::from_secs(60);
-/// Of a cluster's 16,384: of the 128 by which users are divided that is every ninth or so.
-const SLOTS_MOVED: u64 = 1_800;
+/// Of a cluster's 16,384: some five of the 128 by which users are divided.
+const SLOTS_MOVED: u64 = 600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
