@@ -360,6 +360,7 @@ async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store>
         StoreConfig::Sqlite(_) => "DATA_DIR",
     };
     let store = Store::connect(&config.store, metrics.clone()).await.context(setting)?;
+    let store = store.with_recent(config.recent_cache_bytes);
     if config.redis.is_none() && !store.lock_single_node().await.context(setting)? {
         bail!(
             "{setting}: another node works on this store, and nodes without REDIS_URL \

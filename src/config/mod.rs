@@ -49,6 +49,7 @@ pub const SETTINGS: &[Setting] = &[
     open("DB_WRITE_LANES"),
     open("DB_POOL_SIZE"),
     open("MIGRATE_ON_START"),
+    open("RECENT_CACHE_BYTES"),
     secret("REDIS_URL"),
     open("REDIS_PREFIX"),
     open("REDIS_CA_FILE"),
@@ -97,6 +98,8 @@ pub struct Config {
     /// Lanes in which messages are committed; a store may be able to use fewer.
     pub write_lanes: usize,
     pub migrate_on_start: bool,
+    /// Of recent messages in memory; 0 holds none.
+    pub recent_cache_bytes: u64,
     /// None: bus, presence and tickets are in this process.
     pub redis: Option<RedisConfig>,
     pub presence: PresenceConfig,

@@ -29,6 +29,8 @@ const POOL_SIZE: u32 = 8;
 const POOL_WAIT: Duration = Duration::from_secs(5);
 /// More partitions than any number of consumers likely today: a later change would reorder keys.
 const TOPIC_PARTITIONS: i32 = 12;
+/// Some twenty thousand messages.
+const RECENT_BYTES: usize = 16 << 20;
 const BUFFER_MESSAGES: usize = 256;
 /// A thousand messages of a usual size; the bound of a slow consumer's memory.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -102,6 +104,7 @@ impl Config {
             write_lanes: read.number("DB_WRITE_LANES", cores().min(64), 1..=64),
             // Several nodes would wait for each other, and an operator wants to choose the moment.
             migrate_on_start: read.flag("MIGRATE_ON_START", sqlite),
+            recent_cache_bytes: read.size("RECENT_CACHE_BYTES", RECENT_BYTES, 0..=1 << 40) as u64,
             offline: read_offline(read, &data_dir),
             auth: read_auth(read),
             http: HttpConfig {

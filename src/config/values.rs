@@ -206,7 +206,11 @@ fn show_duration(duration: Duration) -> String {
     show_unit(duration.as_millis() as u64, &DURATIONS)
 }
 
+/// Nothing needs no unit.
 fn parse_size(text: &str) -> Option<usize> {
+    if text == "0" {
+        return Some(0);
+    }
     parse_unit(text, &SIZES).and_then(|size| usize::try_from(size).ok())
 }
 

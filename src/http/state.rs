@@ -68,6 +68,7 @@ pub fn metrics(node: &Arc<Node>, exporter: &PrometheusHandle) -> Response<Full<B
     let pool = &node.metrics.store.pool;
     pool.of(PoolState::InUse).set(in_use as f64);
     pool.of(PoolState::Idle).set(idle as f64);
+    node.metrics.store.recent_bytes.set(node.store.recent_bytes() as f64);
     let redis = &node.metrics.redis;
     redis.subscriptions.set(node.bus.subscriptions() as f64);
     redis.reconnects.absolute(node.bus.reconnects());

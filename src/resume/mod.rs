@@ -226,7 +226,7 @@ impl Worker {
             Err(error) => return self.fail(pending_of(batch), &store_problem(&error)),
         };
         let changed = wanted.iter().zip(&pages).filter_map(|(wanted, page)| match page {
-            LogPage::Part(part) if part.info_changed => {
+            LogPage::Part(part) if part.info_changed(wanted.since) => {
                 Some((wanted.user_id, wanted.conversation_id))
             }
             _ => None,

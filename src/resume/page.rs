@@ -81,6 +81,8 @@ pub fn plan(user_id: UserId, sync: &Sync, epoch: Uuid, heads: &Heads, bytes: usi
                     conversation_id: id,
                     since,
                     room: u32::try_from(room).unwrap_or(sync.limit),
+                    last_seq: head.last_seq,
+                    history_from_seq: head.history_from_seq,
                 };
                 // A place holds one message at most.
                 room -= (head.last_seq - since.max(head.history_from_seq - 1)).clamp(0, room);
@@ -175,7 +177,8 @@ pub fn assemble(
                     }
                     LogPage::Part(part) => {
                         let id = wanted.conversation_id;
-                        let conversation = part.info_changed.then(|| shown(id)).flatten();
+                        let conversation =
+                            part.info_changed(wanted.since).then(|| shown(id)).flatten();
                         Some(changed(wanted, part, conversation))
                     }
                 }
@@ -236,7 +239,7 @@ fn fit(entry: &mut SyncEntry, first: bool, room: usize, bytes: usize) -> Option<
     let mut part = LogPart {
         last_seq: entry.next_seq,
         history_from_seq: 0,
-        info_changed: false,
+        info_head: 0,
         messages,
         next_seq: entry.next_seq,
         pending: std::mem::take(&mut entry.pending),

@@ -62,7 +62,7 @@ fn part(last_seq: Seq, messages: Vec<Message>) -> LogPage {
     LogPage::Part(LogPart {
         last_seq,
         history_from_seq: 1,
-        info_changed: false,
+        info_head: 0,
         messages,
         next_seq: last_seq,
         pending: Vec::new(),

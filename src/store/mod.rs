@@ -6,19 +6,22 @@
 
 pub mod error;
 pub mod postgres;
+mod recent;
 pub mod sqlite;
 pub mod types;
 pub mod verify;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 pub use error::StoreError;
 use postgres::{Postgres, PostgresWriter};
+use recent::Recent;
 use sqlite::{Sqlite, SqliteWriter};
 use types::{
-    AmendOutcome, Amendment, Change, ChangeOutcome, ConversationCursor, Heads, History,
+    AmendOutcome, Amendment, Anchor, Change, ChangeOutcome, ConversationCursor, Heads, History,
     HistoryPage, Laggard, LogPage, Members, NewMessage, OutboxLease, OutboxRow, PageWanted,
     Receipt, Received, Run, SendOutcome, Settled, Span, Told,
 };
@@ -29,7 +32,7 @@ use crate::config::StoreConfig;
 use crate::ids::{ConversationId, MessageId, OutboxId, Seq, UserId};
 use crate::protocol::model::{Conversation, Member, Message, MessageReceipt, Version};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::Operation;
+use crate::telemetry::metrics::{Operation, RecentOutcome, RecentRead};
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -57,6 +60,7 @@ pub enum Schema {
 #[derive(Clone)]
 pub struct Store {
     database: Database,
+    recent: Option<Recent>,
     metrics: Metrics,
 }
 
@@ -116,7 +120,12 @@ impl Store {
             StoreConfig::Postgres(config) => Database::Postgres(Postgres::connect(config).await?),
             StoreConfig::Sqlite(config) => Database::Sqlite(Sqlite::connect(config).await?),
         };
-        Ok(Self { database, metrics })
+        Ok(Self { database, recent: None, metrics })
+    }
+
+    /// Holds about so many bytes of the newest messages in memory, none if 0: for a node at work.
+    pub fn with_recent(self, bytes: u64) -> Self {
+        Self { recent: Recent::new(bytes), ..self }
     }
 
     /// Lays or renews the tables. Several nodes may do so at once.
@@ -151,6 +160,19 @@ impl Store {
         match &self.database {
             Database::Postgres(inner) => inner.pool_use(),
             Database::Sqlite(inner) => inner.pool_use(),
+        }
+    }
+
+    /// Bytes of recent messages held in memory, about.
+    pub fn recent_bytes(&self) -> u64 {
+        self.recent.as_ref().map_or(0, Recent::bytes)
+    }
+
+    /// Tells of a message that was just committed here: what is held of its conversation goes on by
+    /// it.
+    pub fn note_committed(&self, message: &Arc<Message>) {
+        if let Some(recent) = &self.recent {
+            recent.go_on(message);
         }
     }
 
@@ -239,11 +261,50 @@ impl Store {
         id: ConversationId,
         page: HistoryPage,
     ) -> Result<History> {
+        if let Some(recent) = &self.recent
+            && matches!(page, HistoryPage { anchor: Anchor::Newest, thread: None, .. })
+        {
+            return self.newest(recent, user, id, page.limit).await;
+        }
         measured!(
             self.metrics,
             History,
             forward!(&self.database, Database, history(user, id, page))
         )
+    }
+
+    /// If something is held of the conversation, a small statement tells the member's standing and
+    /// whether that is still all. Without, nothing more is asked than ever.
+    async fn newest(
+        &self,
+        recent: &Recent,
+        user: UserId,
+        id: ConversationId,
+        limit: u32,
+    ) -> Result<History> {
+        let reads = self.metrics.store.recent.of(RecentRead::Page);
+        if recent.holds(id) {
+            let standing = measured!(
+                self.metrics,
+                Standing,
+                forward!(&self.database, Database, standing(user, id))
+            )?;
+            let Some(at) = standing else { return Ok(History::NotFound) };
+            if let Some(page) = recent.newest(id, at, limit) {
+                reads.of(RecentOutcome::Hit).increment(1);
+                return Ok(page);
+            }
+        }
+        reads.of(RecentOutcome::Miss).increment(1);
+        let (page, at) = measured!(
+            self.metrics,
+            History,
+            forward!(&self.database, Database, newest(user, id, limit))
+        )?;
+        if let Some(at) = at {
+            recent.keep_newest(id, at, &page);
+        }
+        Ok(page)
     }
 
     /// None if there is no such message or `user` cannot see it.
@@ -302,6 +363,32 @@ impl Store {
     /// What each lacks, in the order given. A page that does not reach the log's head ends at a
     /// place up to which it is complete, and above `since`.
     pub async fn sync_pages(&self, wanted: &[PageWanted]) -> Result<Vec<LogPage>> {
+        let Some(recent) = &self.recent else { return self.read_pages(wanted).await };
+        let mut pages: Vec<_> = wanted.iter().map(|page| recent.part(page)).collect();
+        let missing = (0..wanted.len()).filter(|at| pages[*at].is_none()).collect();
+        let (mut readers, mut others) = recent::readers(wanted, missing);
+        let mut misses = 0;
+        while !readers.is_empty() {
+            misses += readers.len();
+            let asked: Vec<_> = readers.iter().map(|at| wanted[*at]).collect();
+            for (at, page) in readers.into_iter().zip(self.read_pages(&asked).await?) {
+                recent.keep_page(&wanted[at], &page);
+                pages[at] = Some(page);
+            }
+            // Those who are not served by what was read for another read for themselves.
+            for at in &others {
+                pages[*at] = recent.part(&wanted[*at]);
+            }
+            others.retain(|at| pages[*at].is_none());
+            readers = std::mem::take(&mut others);
+        }
+        let reads = self.metrics.store.recent.of(RecentRead::Sync);
+        reads.of(RecentOutcome::Miss).increment(misses as u64);
+        reads.of(RecentOutcome::Hit).increment((wanted.len() - misses) as u64);
+        Ok(pages.into_iter().flatten().collect())
+    }
+
+    async fn read_pages(&self, wanted: &[PageWanted]) -> Result<Vec<LogPage>> {
         measured!(self.metrics, SyncPages, forward!(&self.database, Database, sync_pages(wanted)))
     }
 

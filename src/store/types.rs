@@ -406,6 +406,13 @@ impl FromStr for ConversationCursor {
     }
 }
 
+/// Where a conversation's log stands, and from where on a member may look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub last_seq: Seq,
+    pub history_from_seq: Seq,
+}
+
 /// Whose conversations a sync looks at, and those of which range of ids.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
@@ -441,6 +448,9 @@ pub struct PageWanted {
     pub since: Seq,
     /// Messages at most.
     pub room: u32,
+    /// Where the log stood for him when last looked at.
+    pub last_seq: Seq,
+    pub history_from_seq: Seq,
 }
 
 /// What lies above `since`, all read in one snapshot.
@@ -457,8 +467,9 @@ pub enum LogPage {
 pub struct LogPart {
     pub last_seq: Seq,
     pub history_from_seq: Seq,
-    /// Members, rights or title changed since, or nothing was known.
-    pub info_changed: bool,
+    /// The last change of members, rights or title lies here, or not after this place if that is
+    /// enough to tell.
+    pub info_head: Seq,
     /// The messages whose latest change lies in (`since`, `next_seq`], in that order.
     pub messages: Vec<Message>,
     pub next_seq: Seq,
@@ -467,6 +478,11 @@ pub struct LogPart {
 }
 
 impl LogPart {
+    /// Members, rights or title changed since, or nothing was known.
+    pub fn info_changed(&self, since: Seq) -> bool {
+        since < 1 || self.info_head > since
+    }
+
     /// Leaves only the first `keep` messages, at least one, and ends at the last of them. `since`
     /// is where the page begins.
     pub fn cut(&mut self, since: Seq, keep: usize) {

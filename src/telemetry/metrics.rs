@@ -120,7 +120,11 @@ labels! {
         SyncHeads "sync_heads",
         SyncPages "sync_pages",
         SyncConversations "sync_conversations",
+        Standing "standing",
     }
+    /// What is looked for among the recent messages held in memory.
+    RecentRead "kind" { Page "page", Sync "sync" }
+    RecentOutcome "outcome" { Hit "hit", Miss "miss" }
     /// The names of the store's errors.
     StoreFailure "reason" {
         Unavailable "unavailable",
@@ -334,6 +338,8 @@ groups! {
     store: StoreMetrics {
         query: By<Operation, Histogram> = "tidings_store_query_seconds" Seconds "One use case of the store, with the wait for a connection." [LATENCY];
         failures: By<StoreFailure, Counter> = "tidings_store_failures_total" Count "Statements that failed, by what the caller does next.";
+        recent: By<RecentRead, By<RecentOutcome, Counter>> = "tidings_recent_reads_total" Count "Newest pages of histories, and logs of resumes, that were found in memory or had to be read.";
+        recent_bytes: Gauge = "tidings_recent_bytes" Bytes "Recent messages held in memory.";
         pool: By<PoolState, Gauge> = "tidings_store_pool_connections" Count "Connections of the reading pool.";
         synchronous_standby: Gauge = "tidings_store_synchronous_standby" Count "Whether commits wait for a synchronous standby, when /ready last looked: 1 or 0.";
     }

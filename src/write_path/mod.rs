@@ -152,6 +152,11 @@ impl WritePath {
         self.lanes.iter().any(|lane| waiting(lane) >= yields.bound())
     }
 
+    /// Whether a send to this conversation would be refused now.
+    pub fn is_full(&self, conversation_id: ConversationId) -> bool {
+        self.lane(conversation_id.slot()).capacity() == 0
+    }
+
     /// Submits a checked send and returns at once; `reply` is called after the commit, or now if
     /// the lane is full.
     pub fn send(&self, by: UserId, origin: Option<SessionId>, send: SendMessage, reply: Reply) {
@@ -217,11 +222,14 @@ impl WritePath {
     }
 }
 
+/// What a caller hears of a lane that is full.
+pub fn busy() -> Problem {
+    Problem::new(Code::Busy, "too many writes wait already; try again shortly")
+}
+
 fn refusal<T>(error: mpsc::error::TrySendError<T>) -> (T, Problem) {
     match error {
-        mpsc::error::TrySendError::Full(request) => {
-            (request, Problem::new(Code::Busy, "too many writes wait already; try again shortly"))
-        }
+        mpsc::error::TrySendError::Full(request) => (request, busy()),
         mpsc::error::TrySendError::Closed(request) => {
             (request, Problem::new(Code::Unavailable, "this node is stopping; use another"))
         }

@@ -19,6 +19,9 @@ use crate::store::types::{Changed, OutboxRow};
 
 /// Rows let go by one statement.
 const ROWS: usize = 256;
+/// A statement waits for rows so long after the one before, unless that was full: each costs as
+/// much as letting some twenty rows go.
+const SETTLE_EVERY: Duration = Duration::from_millis(250);
 /// Rows taken over at a time.
 const CLAIM: u32 = 32;
 const SWEEP_EVERY: Duration = Duration::from_secs(2);
@@ -37,6 +40,7 @@ pub async fn settle_attempted(
 ) {
     let due = |at: Instant| stop.is_cancelled() || at + grace <= Instant::now();
     let mut next = None;
+    let mut not_before = Instant::now();
     loop {
         if next.is_none() {
             next = tokio::select! {
@@ -49,7 +53,7 @@ pub async fn settle_attempted(
         }
         let Some((at, row)) = next.take() else { return };
         tokio::select! {
-            () = tokio::time::sleep_until(at + grace) => {}
+            () = tokio::time::sleep_until(not_before.max(at + grace)) => {}
             () = stop.cancelled() => {}
         }
         let mut rows = vec![row];
@@ -63,6 +67,9 @@ pub async fn settle_attempted(
                 }
                 Err(_) => break,
             }
+        }
+        if rows.len() < ROWS {
+            not_before = Instant::now() + SETTLE_EVERY;
         }
         // Those whose sockets this stop has closed are on their way to another node.
         let due_in = if stop.is_cancelled() { grace } else { Duration::ZERO };

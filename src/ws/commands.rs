@@ -19,7 +19,7 @@ use crate::protocol::event::{self, Event, MessageAnswer};
 use crate::protocol::model::{Message, ReceiptKind};
 use crate::protocol::problem::Problem;
 use crate::store::types::{Amendment, Receipt};
-use crate::write_path::{Sent, Yields};
+use crate::write_path::{self, Sent, Yields};
 
 /// Commands that cannot be understood, in a minute, before the session ends.
 const MAX_FAULTS: u32 = 20;
@@ -86,6 +86,10 @@ pub async fn on_message(
 fn too_fast(command: &Command, session: &Session, node: &Node) -> Result<(), Problem> {
     let (rates, user) = (&node.rates, session.user_id);
     match command {
+        // Before anything is made of it, for a node that is overloaded refuses many.
+        Command::SendMessage(send) if node.write_path.is_full(send.conversation_id) => {
+            Err(write_path::busy())
+        }
         Command::SendMessage(_) | Command::EditMessage(..) | Command::DeleteMessage(_) => {
             rates.send(user)
         }

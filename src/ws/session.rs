@@ -154,6 +154,8 @@ fn is_gone(stream: &TcpStream) -> bool {
 async fn leave(node: &Node, session: &Session, subscribed: bool) {
     let code = session.queue.ended().unwrap_or(CloseCode::Lost);
     session.queue.end(code);
+    // When ten thousand end at once, those who talk do not wait until all have left.
+    let turn = node.presence_turns.acquire().await;
     node.hub.remove(session);
     node.watch.forget(session);
     if subscribed {
@@ -166,7 +168,6 @@ async fn leave(node: &Node, session: &Session, subscribed: bool) {
     if lost || unproven && code != CloseCode::Restart {
         node.write_path.hasten(session.user_id);
     }
-    let turn = node.presence_turns.acquire().await;
     node.presence.remove(session.user_id, &session.device_id, session.id).await;
     drop(turn);
     if !node.hub.has_any_of(session.user_id) {

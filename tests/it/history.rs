@@ -13,6 +13,7 @@ scenarios! {
     a_thread_is_read_by_pages,
     what_is_asked_for_must_be_there_and_be_one_thing,
     nobody_reads_what_was_before_him_in_either_direction,
+    the_newest_page_is_what_the_store_holds,
 }
 
 async fn read(cluster: &Cluster, who: Uuid, conversation: Uuid, query: &str) -> Reply {
@@ -162,4 +163,44 @@ async fn nobody_reads_what_was_before_him_in_either_direction(cluster: &Cluster)
     assert_eq!(page(reply), (vec![6, 5], false));
     let query = format!("parent_message_id={}&after_id={}", id(&messages[0]), id(&last));
     read(cluster, bob, group, &query).await.refused(404, "not_found", Some("parent_message_id"));
+}
+
+/// Also where a node gives it from memory: what it committed itself, and what others changed since.
+async fn the_newest_page_is_what_the_store_holds(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let group = cluster.group(0, alice, &[bob]).await;
+    cluster.send(0, alice, group, "first").await;
+    let path = format!("/api/v1/conversations/{group}/messages");
+    let newest = async |at: usize| -> Value { cluster.rest(at, bob).get(&path).await.body(200) };
+    let same = async |seqs: &[i64]| {
+        let page = newest(0).await;
+        let shown: Vec<_> =
+            page["messages"].as_array().unwrap().iter().map(|m| &m["seq"]).collect();
+        assert_eq!(json!(shown), json!(seqs));
+        assert_eq!(page, newest(0).await);
+        assert_eq!(page, newest(1).await);
+        for message in page["messages"].as_array().unwrap() {
+            let path = format!("/api/v1/messages/{}", id(message));
+            assert_eq!(*message, cluster.rest(1, bob).get(&path).await.body(200));
+        }
+    };
+    same(&[2]).await;
+    let mut body = text(group, "@bob look");
+    body["client_message_id"] = json!("c-1");
+    body["mentions"] = json!([{ "user_id": bob, "offset": 0, "length": 4 }]);
+    body["metadata"] = json!({ "n": 1.50, "large": 1e300, "deep": { "a": [null, true, "x"] } });
+    let sent: Value = cluster.rest(0, alice).post("/api/v1/messages", body).await.body(201);
+    same(&[3, 2]).await;
+    let edit = json!({ "content": "@bob look here" });
+    let edited = cluster.rest(1, alice).patch(&format!("/api/v1/messages/{}", id(&sent)), edit);
+    assert_eq!(edited.await.body(200)["change_seq"], 4);
+    same(&[3, 2]).await;
+    let mut reply = text(group, "I see");
+    reply["parent_message_id"] = sent["id"].clone();
+    cluster.rest(0, bob).post("/api/v1/messages", reply).await.body(201);
+    same(&[5, 3, 2]).await;
+    cluster.send(1, alice, group, "good").await;
+    same(&[6, 5, 3, 2]).await;
+    cluster.send(0, alice, group, "bye").await;
+    same(&[7, 6, 5, 3, 2]).await;
 }

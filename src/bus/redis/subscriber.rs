@@ -18,7 +18,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
@@ -37,6 +37,8 @@ const CHUNK: usize = 5_000;
 /// For the confirmations of one command.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Between the beginnings of two changes of the subscriptions.
+const PACE: Duration = Duration::from_millis(4);
 /// Seconds in a row, each with a probe sent, in which nothing at all arrived.
 const SILENT_LIMIT: u32 = 2;
 /// Until a master is asked again for a slot that it says is not his.
@@ -193,6 +195,7 @@ impl Subscriber {
     ) -> Result<Infallible, Loss> {
         let mut held = self.held.clone();
         loop {
+            let began = Instant::now();
             let mine = held.borrow_and_update().clone();
             if !mine.contains(&probed.load(Ordering::Relaxed))
                 && let Some(group) = mine.first()
@@ -222,6 +225,8 @@ impl Subscriber {
                 _ = held.changed() => {}
                 () = sleep(MOVED_PAUSE), if !all_here => {}
             }
+            // Those who come shortly after one another are subscribed together.
+            sleep_until(began + PACE).await;
             if self.ear.torn.load(Ordering::Relaxed) {
                 return Err(Loss::Torn);
             }

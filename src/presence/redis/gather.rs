@@ -1,7 +1,10 @@
-//! Sessions that join and leave one by one, gathered: what waits while a batch is under way goes to
-//! the server as the next one. So a storm costs a few large pipelines, and nobody waits for a timer.
+//! Sessions that join and leave one by one, gathered: what waits while a batch is under way, or comes
+//! shortly after it began, goes to the server as the next one. So a storm costs a few large pipelines.
+
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
 use super::super::{Entry, PresenceError, Registered, Result};
 use super::Inner;
@@ -11,6 +14,8 @@ use crate::ids::{DeviceId, SessionId, UserId};
 const BATCH: usize = 256;
 /// Changes that may wait; beyond, those who make them do.
 const QUEUE: usize = 1_024;
+/// Between the beginnings of two batches: a pipeline costs as much as some of what is in it.
+const PACE: Duration = Duration::from_millis(4);
 
 pub(super) enum Change {
     Join { user: UserId, entry: Entry, reply: oneshot::Sender<Result<Registered>> },
@@ -42,7 +47,15 @@ impl Gather {
 /// Until nobody can change anything any more.
 pub(super) async fn run(inner: &Inner, mut changes: mpsc::Receiver<Change>) {
     let mut batch = Vec::new();
+    let mut next = Instant::now();
     while changes.recv_many(&mut batch, BATCH).await > 0 {
+        sleep_until(next).await;
+        next = Instant::now() + PACE;
+        while batch.len() < BATCH
+            && let Ok(change) = changes.try_recv()
+        {
+            batch.push(change);
+        }
         let (mut joining, mut replies) = (Vec::new(), Vec::new());
         let (mut leaving, mut left) = (Vec::new(), Vec::new());
         for change in batch.drain(..) {

@@ -12,7 +12,7 @@ use crate::ids::{ConversationId, MessageId, Seq, UserId};
 use crate::protocol::model::{Mention, Message, MessageType};
 use crate::sabotage::{self, Mutation};
 use crate::store::types::{
-    Anchor, History, HistoryPage, NewMessage, OutboxLease, SendOutcome, Stored,
+    Anchor, History, HistoryPage, NewMessage, OutboxLease, SendOutcome, Standing, Stored,
 };
 use crate::store::{Result, StoreError};
 
@@ -65,6 +65,15 @@ impl TryFrom<MessageRow> for Message {
 
 fn all(rows: Vec<MessageRow>) -> Result<Vec<Message>> {
     rows.into_iter().map(Message::try_from).collect()
+}
+
+/// A message of the newest page, and where the log stands.
+#[derive(FromRow)]
+struct NewestRow {
+    last_seq: i64,
+    history_from_seq: i64,
+    #[sqlx(flatten)]
+    message: MessageRow,
 }
 
 /// What the statement says of one message of the batch.
@@ -214,6 +223,38 @@ impl Postgres {
             messages.reverse();
         }
         Ok(History::Page { messages, has_more })
+    }
+
+    /// The newest page, and where the log stands in the same snapshot; None if nothing is shown.
+    pub async fn newest(
+        &self,
+        user: UserId,
+        id: ConversationId,
+        limit: u32,
+    ) -> Result<(History, Option<Standing>)> {
+        // One more than asked for tells whether there is more.
+        let query = sqlx::query_as(sql::HISTORY)
+            .bind(user.0)
+            .bind(id.0)
+            .bind(None::<Uuid>)
+            .bind(i64::from(limit) + 1);
+        let mut rows: Vec<NewestRow> = self.rows(query).await?;
+        let Some(NewestRow { last_seq, history_from_seq, .. }) = rows.first() else {
+            let empty = History::Page { messages: Vec::new(), has_more: false };
+            let standing = self.standing(user, id).await?;
+            return Ok((standing.map_or(History::NotFound, |_| empty), None));
+        };
+        let at = Standing { last_seq: *last_seq, history_from_seq: *history_from_seq };
+        let has_more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let messages = all(rows.into_iter().map(|row| row.message).collect())?;
+        Ok((History::Page { messages, has_more }, Some(at)))
+    }
+
+    pub async fn standing(&self, user: UserId, id: ConversationId) -> Result<Option<Standing>> {
+        let query = sqlx::query_as(sql::STANDING).bind(user.0).bind(id.0);
+        let found = self.optional(query).await?;
+        Ok(found.map(|(last_seq, history_from_seq)| Standing { last_seq, history_from_seq }))
     }
 
     pub async fn lacking(

@@ -53,6 +53,7 @@ statements! {
     SEND = "send";
     SETTLE = "settle";
     SETTLE_OUTBOX = "settle_outbox";
+    STANDING = "standing";
     THREAD = "thread";
     THREAD_AFTER = "thread_after";
     SYNC_HEADS = "sync_heads";

@@ -42,7 +42,7 @@ impl<'r> FromRow<'r, PgRow> for PageRow {
             part: LogPart {
                 last_seq: row.try_get("last_seq")?,
                 history_from_seq: row.try_get("history_from_seq")?,
-                info_changed: row.try_get("info_changed")?,
+                info_head: row.try_get("info_head")?,
                 messages: Vec::new(),
                 next_seq: row.try_get("upto")?,
                 pending: pending.unwrap_or_default(),

@@ -14,7 +14,8 @@ use crate::ids::{ConversationId, MessageId, Seq, UserId};
 use crate::protocol::model::ChangeKind;
 use crate::protocol::model::{Mention, Message, MessageType};
 use crate::store::types::{
-    Anchor, History, HistoryPage, NewMessage, OutboxEntry, OutboxLease, SendOutcome, Stored,
+    Anchor, History, HistoryPage, NewMessage, OutboxEntry, OutboxLease, SendOutcome, Standing,
+    Stored,
 };
 use crate::store::{Result, StoreError};
 
@@ -181,6 +182,35 @@ impl Sqlite {
         Ok(History::Page { messages, has_more })
     }
 
+    /// The newest page, and where the log stands in the same snapshot.
+    pub async fn newest(
+        &self,
+        user: UserId,
+        id: ConversationId,
+        limit: u32,
+    ) -> Result<(History, Option<Standing>)> {
+        let mut tx = self.snapshot().await?;
+        let Some(at) = standing(&mut tx, user, id).await? else {
+            return Ok((History::NotFound, None));
+        };
+        let rows: Vec<MessageRow> = sqlx::query_as(sql::HISTORY)
+            .bind(user.0)
+            .bind(id.0)
+            .bind(Seq::MAX)
+            .bind(i64::from(limit) + 1)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(error::of)?;
+        let has_more = rows.len() > limit as usize;
+        let messages = rows.into_iter().take(limit as usize).map(Message::try_from);
+        Ok((History::Page { messages: messages.collect::<Result<_>>()?, has_more }, Some(at)))
+    }
+
+    pub async fn standing(&self, user: UserId, id: ConversationId) -> Result<Option<Standing>> {
+        let mut reader = self.readers.acquire().await.map_err(error::of)?;
+        standing(&mut reader, user, id).await
+    }
+
     pub async fn lacking(
         &self,
         user: UserId,
@@ -198,6 +228,16 @@ impl Sqlite {
             .map_err(error::of)?;
         rows.into_iter().map(Message::try_from).collect()
     }
+}
+
+async fn standing(
+    connection: &mut SqliteConnection,
+    user: UserId,
+    id: ConversationId,
+) -> Result<Option<Standing>> {
+    let query = sqlx::query_as(sql::STANDING).bind(user.0).bind(id.0);
+    let found = query.fetch_optional(connection).await.map_err(error::of)?;
+    Ok(found.map(|(last_seq, history_from_seq)| Standing { last_seq, history_from_seq }))
 }
 
 pub(super) async fn by_id(

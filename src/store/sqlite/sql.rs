@@ -73,6 +73,7 @@ statements! {
     SETTLE_GAPS = "settle_gaps",
     SETTLE_MOVE = "settle_move",
     SETTLE_STATES = "settle_states",
+    STANDING = "standing",
     STORE_EPOCH = "store_epoch",
     THREAD = "thread",
     THREAD_AFTER = "thread_after",

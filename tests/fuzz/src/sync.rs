@@ -184,7 +184,7 @@ impl Log {
         let mut part = LogPart {
             last_seq: self.last_seq,
             history_from_seq: 1,
-            info_changed: wanted.since == 0,
+            info_head: 0,
             messages,
             next_seq: self.last_seq,
             pending: Vec::new(),

@@ -10,6 +10,7 @@ mod lanes;
 mod postgres;
 mod read;
 mod receipts;
+mod recent;
 mod send;
 mod settle;
 mod sync;
@@ -107,6 +108,8 @@ on_each_store! {
         a_page_is_complete_up_to_where_it_ends,
         heads_are_those_of_the_range,
         a_copy_of_another_log_is_reset;
+    recent:
+        what_is_held_in_memory_is_what_the_store_says;
     upkeep:
         an_outbox_row_is_claimed_when_its_lease_runs_out,
         a_row_that_cannot_be_read_holds_up_no_other,

@@ -56,14 +56,14 @@ fn sync(cursors: &[(ConversationId, Seq)]) -> Sync {
 }
 
 #[derive(Default)]
-struct Model {
-    logs: Logs,
+pub(super) struct Model {
+    pub logs: Logs,
     said: usize,
 }
 
 impl Model {
     /// One random change of the store, and the same of the model.
-    async fn change(&mut self, f: &Fixture, people: &[UserId], dice: &mut Random) {
+    pub async fn change(&mut self, f: &Fixture, people: &[UserId], dice: &mut Random) {
         self.said += 1;
         let text = format!("{} {}", self.said, "x".repeat(dice.below(200)));
         let ids: Vec<_> = self.logs.keys().copied().collect();
@@ -180,12 +180,16 @@ pub async fn a_page_is_complete_up_to_where_it_ends(f: Arc<Fixture>) {
         let edit = EditMessage { content: "new".into(), mentions: None, metadata: None };
         amended(f.amend(Amendment { by: ann, message_id: *message_id, edit: Some(edit) }).await);
     }
+    let wanted = |user_id, since, room| {
+        let (last_seq, history_from_seq) = (15, 1);
+        PageWanted { user_id, conversation_id: id, since, room, last_seq, history_from_seq }
+    };
     let places = [(8, 8), (9, 9), (2, 10), (3, 11), (4, 12), (5, 13), (6, 14), (7, 15)];
     for room in 1..10 {
         let mut since = 0;
         let mut brought = Vec::new();
         while since < 15 {
-            let wanted = PageWanted { user_id: ben, conversation_id: id, since, room };
+            let wanted = wanted(ben, since, room);
             let page = f.store.sync_pages(&[wanted]).await.unwrap().remove(0);
             let LogPage::Part(part) = page else { panic!("he is a member: {page:?}") };
             assert!(part.messages.len() <= room as usize);
@@ -201,7 +205,7 @@ pub async fn a_page_is_complete_up_to_where_it_ends(f: Arc<Fixture>) {
     // Many at once, in the order asked for.
     let stranger = user();
     let wanted = [(ben, 9, 1), (stranger, 0, 1), (ann, 14, 5), (ben, 0, 2)]
-        .map(|(user_id, since, room)| PageWanted { user_id, conversation_id: id, since, room });
+        .map(|(user_id, since, room)| wanted(user_id, since, room));
     let pages = f.store.sync_pages(&wanted).await.unwrap();
     let seqs = |page: &LogPage| match page {
         LogPage::Part(part) => part.messages.iter().map(|m| m.seq).collect(),

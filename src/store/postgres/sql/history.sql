@@ -1,7 +1,7 @@
 -- The newest $4 messages of conversation $2 older than message $3 (null: than none), as far as
--- member $1 may look. No row also if he is no member or may not see $3: history_judge.sql tells.
+-- member $1 may look, and where the log stands. No row also if he is no member or may not see $3: history_judge.sql tells.
 with page as (
-    select p.conversation_id, p.history_from_seq,
+    select p.conversation_id, p.history_from_seq, c.last_seq,
         case
             when $3::uuid is null then c.last_seq + 1
             -- `offset 0`: found by its id and by nothing else, whatever the planner believes.
@@ -16,8 +16,9 @@ with page as (
     join conversations c on c.id = p.conversation_id
     where p.conversation_id = $2 and p.user_id = $1 and p.left_seq is null
 )
-select m.id, m.conversation_id, m.seq, m.change_seq, m.sender_id, m.client_message_id,
-    m.message_type, m.parent_message_id, m.created_at, m.edited_at, m.deleted_at,
+select page.last_seq, page.history_from_seq, m.id, m.conversation_id, m.seq, m.change_seq,
+    m.sender_id, m.client_message_id, m.message_type, m.parent_message_id, m.created_at,
+    m.edited_at, m.deleted_at,
     case when m.deleted_at is null then m.content end as content,
     case when m.deleted_at is null then m.mentions end as mentions,
     case when m.deleted_at is null then m.metadata end as metadata,

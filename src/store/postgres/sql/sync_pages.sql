@@ -8,12 +8,13 @@
 -- (`offset 0` and `materialized`: found by these keys and by no others, and once for each page.)
 with page as materialized (
     select w.ord, w.conversation_id, c.last_seq, p.left_seq, p.history_from_seq, p.start, u.upto,
-        w.since < 1 or c.info_seq > w.since or exists (
-            select
+        greatest(c.info_seq, (
+            select q.change_seq
             from participants q
-            where q.conversation_id = w.conversation_id
-                and q.change_seq > w.since and q.change_seq > 1
-        ) as info_changed,
+            where q.conversation_id = w.conversation_id and q.change_seq > 1
+            order by q.change_seq desc
+            limit 1
+        )) as info_head,
         case
             when u.upto < c.last_seq then (
                 select array_agg(late.seq order by late.seq)
@@ -57,7 +58,7 @@ with page as materialized (
         offset 0
     ) u
 )
-select page.ord, page.last_seq, page.left_seq, page.history_from_seq, page.upto, page.info_changed,
+select page.ord, page.last_seq, page.left_seq, page.history_from_seq, page.upto, page.info_head,
     page.pending, m.id, m.conversation_id, m.seq, m.change_seq, m.sender_id, m.client_message_id,
     m.message_type, m.parent_message_id, m.created_at, m.edited_at, m.deleted_at,
     case when m.deleted_at is null then m.content end as content,

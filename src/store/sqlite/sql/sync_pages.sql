@@ -22,10 +22,9 @@ page as materialized (
     from wanted
 )
 select page.ord, page.last_seq, page.left_seq, page.history_from_seq, page.upto,
-    page.since < 1 or page.info_seq > page.since or exists (
-        select 1 from participants q indexed by participants_change
-        where q.conversation_id = page.conversation_id and q.change_seq > page.since
-            and q.change_seq > 1) as info_changed,
+    max(page.info_seq, (
+        select max(q.change_seq) from participants q indexed by participants_change
+        where q.conversation_id = page.conversation_id)) as info_head,
     case when page.upto < page.last_seq then (
         select json_group_array(late.seq order by late.seq)
         from messages late indexed by messages_seq

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use futures_util::{StreamExt, stream};
 use tidings_client::target::Target;
+use tokio::runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -161,9 +162,13 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     });
     let args = &crowd.args;
 
+    // A thread of its own: ten thousand that come back at once must not hold up those whose
+    // latency is measured.
+    let own = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let crowds = own.handle().clone();
     let mut samples = vec![watch.sample()?];
     let mut tasks = JoinSet::new();
-    let connect_seconds = open(&crowd, &mut tasks, &mut progress).await?;
+    let connect_seconds = open(&crowd, &mut tasks, &crowds, &mut progress).await?;
     samples.push(watch.sample()?);
     sleep(SETTLE).await;
     leave_unread(&crowd, &mut progress).await?;
@@ -195,6 +200,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     let ends = crowd.stats().ends.clone();
     crowd.stage.send_replace(Stage::Close);
     while tasks.join_next().await.is_some() {}
+    own.shutdown_background();
     outcome::publish(outcome::Run {
         crowd: &crowd,
         ledger: &ledger,
@@ -244,6 +250,7 @@ async fn conversations(args: &Args, progress: &mut Progress) -> anyhow::Result<V
 async fn open(
     crowd: &Arc<Crowd>,
     tasks: &mut JoinSet<()>,
+    crowds: &runtime::Handle,
     progress: &mut Progress,
 ) -> anyhow::Result<f64> {
     let Counts { opened, failed, .. } = &crowd.counts;
@@ -253,7 +260,7 @@ async fn open(
     for index in 0..total {
         let pause = Duration::from_secs_f64(index as f64 / f64::from(crowd.args.open_rate));
         sleep_until(started + pause).await;
-        tasks.spawn(client::run(crowd.clone(), index));
+        tasks.spawn_on(client::run(crowd.clone(), index), crowds);
         progress.tell(told);
     }
     while opened.load(Relaxed) + failed.load(Relaxed) < total {
