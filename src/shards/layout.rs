@@ -26,16 +26,13 @@ impl Layout {
     /// highest epoch is right, which is the cluster's own rule; slots whose master says nothing stay
     /// where they were. Masters without slots are left out.
     pub fn of(claims: &[Claim], before: Option<&Self>) -> Self {
-        let mut owners: Vec<Option<(u64, &Addr)>> = vec![None; SLOTS];
-        for slot in 0..SLOTS {
-            owners[slot] =
-                before.and_then(|before| before.owner_of_slot(slot)).map(|addr| (0, addr));
-        }
+        // A known owner that says nothing has epoch 0.
+        let known = |slot| Some((0, before?.owner_of_slot(slot)?));
+        let mut owners: Vec<Option<(u64, &Addr)>> = (0..SLOTS).map(known).collect();
         for claim in claims {
             for slot in claim.slots.iter().cloned().flatten() {
                 let owner = owners.get_mut(usize::from(slot));
                 let Some(owner) = owner else { continue };
-                // A known owner that says nothing has epoch 0.
                 if owner.is_none_or(|(epoch, _)| claim.epoch >= epoch) {
                     *owner = Some((claim.epoch, &claim.addr));
                 }
