@@ -192,8 +192,9 @@ async fn the_newest_page_is_what_the_store_holds(cluster: &Cluster) {
     let sent: Value = cluster.rest(0, alice).post("/api/v1/messages", body).await.body(201);
     same(&[3, 2]).await;
     let edit = json!({ "content": "@bob look here" });
-    let edited = cluster.rest(1, alice).patch(&format!("/api/v1/messages/{}", id(&sent)), edit);
-    assert_eq!(edited.await.body(200)["change_seq"], 4);
+    let path = format!("/api/v1/messages/{}", id(&sent));
+    let edited = cluster.rest(1, alice).patch(&path, edit).await;
+    assert_eq!(edited.body(200)["change_seq"], 4);
     same(&[3, 2]).await;
     let mut reply = text(group, "I see");
     reply["parent_message_id"] = sent["id"].clone();
