@@ -313,6 +313,9 @@ pub fn of_connect(error: RedisError) -> ShardsError {
         K::InvalidClientConfig | K::AuthenticationFailed | K::Server(ServerErrorKind::NoPerm) => {
             ShardsError::Rejected(error.to_string())
         }
+        _ if matches!(error.code(), Some("WRONGPASS" | "NOAUTH")) => {
+            ShardsError::Rejected(error.to_string())
+        }
         _ => ShardsError::Unavailable(error.to_string()),
     }
 }
