@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Authenticator;
 use crate::bus::Bus;
-use crate::config::{BusConfig, Config, OfflineConfig, PostgresConfig, StoreConfig};
+use crate::config::{Config, OfflineConfig, PostgresConfig, StoreConfig};
 use crate::http::tls::Tls;
 use crate::http::{self, Door, Server};
 use crate::offline::Offline;
@@ -24,6 +24,7 @@ use crate::protocol::code::CloseCode;
 use crate::protocol::event::Limits;
 use crate::rates::Rates;
 use crate::resume::Syncs;
+use crate::shards::Shards;
 use crate::shutdown::Stage;
 use crate::store::{Schema, Store, Way};
 use crate::telemetry::{self, Metrics};
@@ -103,20 +104,32 @@ impl App {
             Some(files) => Some(Arc::new(Tls::open(files).await?)),
             None => None,
         };
-        let auth = Authenticator::connect(config.auth.clone()).await?;
+        let shards = match &config.redis {
+            Some(redis) => Some(Shards::connect(redis).await.context("REDIS_URL")?),
+            None => None,
+        };
+        let shards = shards.as_ref();
+        let auth = Authenticator::connect(config.auth.clone(), shards).await?;
         let store = open_store(&config, &metrics).await?;
         let store_epoch = store.epoch().await.context("the store's epoch")?;
 
         let hub = Arc::new(Hub::new(metrics.clone()));
         let bus_stage = &stages.bus;
-        let bus = Bus::connect(&config.bus, hub.clone(), bus_stage.stop.clone(), &bus_stage.tasks)
+        if let Some(shards) = shards {
+            bus_stage.spawn("shards", shards.clone().watch(bus_stage.stop.clone()));
+        }
+        let bus = Bus::connect(shards, hub.clone(), bus_stage.stop.clone(), &bus_stage.tasks)
             .await
             .context("REDIS_URL")?;
         let presence_stage = &stages.presence;
-        let presence =
-            Presence::connect(&config.presence, presence_stage.stop.clone(), &presence_stage.tasks)
-                .await
-                .context("REDIS_URL")?;
+        let presence = Presence::connect(
+            &config.presence,
+            shards,
+            presence_stage.stop.clone(),
+            &presence_stage.tasks,
+        )
+        .await
+        .context("REDIS_URL")?;
         let offline_stage = &stages.offline;
         let offline = Offline::connect(&config.offline, &metrics, &offline_stage.tasks)
             .await
@@ -246,7 +259,7 @@ impl App {
         );
         stages.listeners.spawn("keys", auth.keep_keys(stages.listeners.stop.clone()));
         stages.bus.spawn("gaps", hub.clone().spread_gaps(stages.bus.stop.clone()));
-        if matches!(config.bus, BusConfig::Local) {
+        if config.redis.is_none() {
             let keep = keep_single_node_lock(node.store.clone(), stages.outbox.stop.clone());
             stages.outbox.spawn("single-node lock", keep);
         }
@@ -364,7 +377,7 @@ async fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Store>
     };
     let store = Store::connect(&config.store, metrics.clone()).await.context(setting)?;
     let store = store.with_recent(config.recent_cache_bytes);
-    if matches!(config.bus, BusConfig::Local) && !store.lock_single_node().await.context(setting)? {
+    if config.redis.is_none() && !store.lock_single_node().await.context(setting)? {
         bail!(
             "{setting}: another node works on this store, and nodes without REDIS_URL \
              do not hear each other; set REDIS_URL on all of them"

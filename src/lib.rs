@@ -8,7 +8,8 @@
 //! Who was away reads by `resume` what he missed.
 //!
 //! Direction: `main -> app -> http -> ws -> {write_path, resume} -> {store, bus, presence, offline}`,
-//! and all `-> {protocol, ids, clock, config, finding, telemetry, sabotage}`; never back, never sideways.
+//! `{bus, presence, auth} -> shards` (where Redis is), and all `-> {protocol, ids, clock, config, finding,
+//! telemetry, sabotage}`; never back, never sideways.
 
 pub mod app;
 pub mod auth;
@@ -27,6 +28,7 @@ pub mod protocol;
 pub mod rates;
 pub mod resume;
 pub mod sabotage;
+pub mod shards;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use crate::config::{Config, StoreConfig};
 use crate::presence::{self, Orphans};
+use crate::shards::Shards;
 use crate::store::Store;
 use crate::store::verify::{SHOWN, Verdict};
 use crate::telemetry::Metrics;
@@ -30,8 +31,11 @@ pub async fn run(config: &Config) -> anyhow::Result<Report> {
     let grace = config.delivery.offline_after + config.delivery.settle_grace + GRACE_SPARE;
     let verdicts = store.verify(grace).await.context("the store could not be checked")?;
     store.close().await;
-    let orphans = match &config.presence.redis {
-        Some(redis) => Some(presence::orphans(redis).await.context("REDIS_URL")?),
+    let orphans = match &config.redis {
+        Some(redis) => {
+            let shards = Shards::connect(redis).await.context("REDIS_URL")?;
+            Some(presence::orphans(&shards).await.context("REDIS_URL")?)
+        }
         None => None,
     };
     Ok(Report { verdicts, orphans })

@@ -21,6 +21,7 @@ use crate::finding::Findings;
 use crate::ids::UserId;
 use crate::protocol::code::Code;
 use crate::protocol::problem::Problem;
+use crate::shards::Shards;
 use jwt::{LEEWAY, Tokens};
 use tickets::{TICKET_LIFE, Tickets};
 
@@ -95,12 +96,12 @@ struct Inner {
 
 impl Authenticator {
     /// Where tokens are checked by an issuer's key set, the issuer has to answer once.
-    pub async fn connect(config: AuthConfig) -> anyhow::Result<Self> {
+    pub async fn connect(config: AuthConfig, shards: Option<&Shards>) -> anyhow::Result<Self> {
         let tokens = match &config.mode {
             AuthMode::Jwt(jwt) => Some(Tokens::connect(jwt).await.context("JWT_JWKS_URL")?),
             AuthMode::Dev | AuthMode::Gateway { .. } => None,
         };
-        let tickets = Tickets::new(config.redis.as_ref()).context("REDIS_URL")?;
+        let tickets = Tickets::new(shards);
         Ok(Self(Arc::new(Inner { config, tokens, tickets })))
     }
 
@@ -227,8 +228,8 @@ mod tests {
     /// Of a mode without tokens.
     pub fn authenticator(mode: AuthMode) -> Authenticator {
         let allowed_origins = vec!["https://chat.example".into()];
-        let config = AuthConfig { mode, allowed_origins, redis: None };
-        let tickets = Tickets::new(None).unwrap();
+        let config = AuthConfig { mode, allowed_origins };
+        let tickets = Tickets::new(None);
         Authenticator(Arc::new(Inner { config, tokens: None, tickets }))
     }
 

@@ -9,32 +9,27 @@ use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_redis::{Manager, Pool, PoolError, Runtime};
-use redis::{AsyncConnectionConfig, RedisError};
 use sha2::{Digest, Sha256};
-use thiserror::Error;
 use tokio::time::Instant;
 
 use super::Identity;
 use crate::clock::Timestamp;
-use crate::config::RedisConfig;
 use crate::ids::UserId;
 use crate::protocol::code::Code;
 use crate::protocol::problem::Problem;
+use crate::shards::{Call, Failed, Pools, Shards};
 
 /// From its answer to the handshake: a page asks for it when it is about to connect.
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
 const TICKET_BYTES: usize = 32;
 /// In this process, at a time: some megabytes.
 const MAX_TICKETS: usize = 50_000;
+/// Connections to one master.
 const POOL_SIZE: usize = 4;
-/// For each step: a free connection, a new one, a reply.
-const STEP_TIMEOUT: Duration = Duration::from_secs(2);
-const WORK_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub enum Tickets {
     Local(Mutex<Kept>),
-    Redis { pool: Pool, prefix: String },
+    Redis(Pools),
 }
 
 #[derive(Default)]
@@ -44,32 +39,13 @@ pub struct Kept {
     ends: VecDeque<(Instant, String)>,
 }
 
-#[derive(Debug, Error)]
-enum Failure {
-    #[error("{0}")]
-    Redis(#[from] RedisError),
-    #[error("{0}")]
-    Pool(#[from] PoolError),
-    #[error("no answer within {WORK_TIMEOUT:?}")]
-    Late,
-}
-
 impl Tickets {
     /// Connects to nothing yet: bus and presence have shown that Redis is there.
-    pub fn new(redis: Option<&RedisConfig>) -> anyhow::Result<Self> {
-        let Some(redis) = redis else { return Ok(Self::Local(Mutex::default())) };
-        let timeouts = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(STEP_TIMEOUT))
-            .set_response_timeout(Some(STEP_TIMEOUT));
-        let manager = Manager::new_with_config(redis.connection_info()?, timeouts)?;
-        let pool = Pool::builder(manager)
-            .runtime(Runtime::Tokio1)
-            .max_size(POOL_SIZE)
-            .wait_timeout(Some(STEP_TIMEOUT))
-            .create_timeout(Some(STEP_TIMEOUT))
-            .recycle_timeout(Some(STEP_TIMEOUT))
-            .build()?;
-        Ok(Self::Redis { pool, prefix: redis.prefix.clone() })
+    pub fn new(shards: Option<&Shards>) -> Self {
+        match shards {
+            None => Self::Local(Mutex::default()),
+            Some(shards) => Self::Redis(Pools::new(shards.clone(), POOL_SIZE, |_, _| {})),
+        }
     }
 
     /// A new ticket, which carries the user and the end of his token.
@@ -88,11 +64,11 @@ impl Tickets {
                     return Err(Problem::new(Code::Busy, detail));
                 }
             }
-            Self::Redis { pool, prefix } => {
-                let mut set = redis::cmd("SET");
-                set.arg(key(prefix, &hash)).arg(write(identity));
-                set.arg("PX").arg(TICKET_LIFE.as_millis() as u64);
-                let () = query(pool, &set).await?;
+            Self::Redis(pools) => {
+                let life = TICKET_LIFE.as_millis().to_string();
+                let arguments = vec![write(identity), "PX".into(), life];
+                let set = Call::command("SET", key(pools, &hash), arguments);
+                let () = pools.work().one(set).await.map_err(unavailable)?;
             }
         }
         Ok(ticket)
@@ -106,10 +82,9 @@ impl Tickets {
         let hash = hash(ticket);
         match self {
             Self::Local(kept) => Ok(lock(kept).take(&hash, Instant::now())),
-            Self::Redis { pool, prefix } => {
-                let mut take = redis::cmd("GETDEL");
-                take.arg(key(prefix, &hash));
-                let found: Option<String> = query(pool, &take).await?;
+            Self::Redis(pools) => {
+                let take = Call::command("GETDEL", key(pools, &hash), Vec::new());
+                let found: Option<String> = pools.work().one(take).await.map_err(unavailable)?;
                 Ok(found.and_then(|text| read(&text)))
             }
         }
@@ -147,20 +122,13 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn query<T: redis::FromRedisValue>(pool: &Pool, command: &redis::Cmd) -> Result<T, Problem> {
-    let work = async {
-        let mut connection = pool.get().await?;
-        Ok(command.query_async(&mut connection).await?)
-    };
-    let done = tokio::time::timeout(WORK_TIMEOUT, work).await;
-    done.unwrap_or(Err(Failure::Late)).map_err(|failure: Failure| {
-        tracing::warn!(%failure, "tickets cannot be reached");
-        Problem::new(Code::Unavailable, "tickets cannot be reached just now; ask for a new one")
-    })
+fn unavailable(failure: Failed) -> Problem {
+    tracing::warn!(%failure, "tickets cannot be reached");
+    Problem::new(Code::Unavailable, "tickets cannot be reached just now; ask for a new one")
 }
 
-fn key(prefix: &str, hash: &str) -> String {
-    format!("{prefix}:ticket:{hash}")
+fn key(pools: &Pools, hash: &str) -> String {
+    format!("{}:ticket:{hash}", pools.shards().config().prefix)
 }
 
 fn hash(ticket: &str) -> String {
@@ -201,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_ticket_is_good_once_and_only_as_it_was_given() {
-        let tickets = Tickets::new(None).unwrap();
+        let tickets = Tickets::new(None);
         let first = tickets.issue(identity(Some(5))).await.unwrap();
         let second = tickets.issue(identity(None)).await.unwrap();
         assert_eq!(first.len(), 64);

@@ -21,8 +21,9 @@ use tokio_util::task::TaskTracker;
 pub use self::envelope::{Class, Classic, DecodeError, Envelope, Head, Order};
 pub use self::local::LocalBus;
 pub use self::redis::{RedisBus, check as check_redis};
-use crate::config::BusConfig;
+use crate::config::RedisConfig;
 use crate::ids::UserId;
+use crate::shards::Shards;
 
 /// Channels on which nodes tell each other that somebody came or went.
 pub const PRESENCE_TOPICS: usize = 64;
@@ -41,9 +42,34 @@ pub trait Inbox: Send + Sync + 'static {
     /// May also come for a user who was unsubscribed a moment ago.
     fn deliver(&self, user: UserId, envelope: Envelope);
 
-    /// Events may have been lost, for any user. All subscriptions are restored: what clients read
-    /// from the store from now on, together with what is delivered, has no hole.
-    fn on_gap(&self);
+    /// Events may have been lost, for any user of these partitions. All their subscriptions are
+    /// restored: what clients read from the store from now on, together with what is delivered, has
+    /// no hole.
+    fn on_gap(&self, partitions: Partitions);
+}
+
+/// Some of the parts that users are divided into by their id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partitions(u128);
+
+impl Partitions {
+    pub const NONE: Self = Self(0);
+    pub const ALL: Self = Self(u128::MAX);
+
+    /// `at`: below [`RedisConfig::PARTITIONS`].
+    pub fn one(at: usize) -> Self {
+        Self(1 << at)
+    }
+
+    pub fn contain(self, user: UserId) -> bool {
+        self.0 >> RedisConfig::partition(user) & 1 == 1
+    }
+}
+
+impl std::ops::BitOrAssign for Partitions {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
 }
 
 /// What is known about who got a publish.
@@ -89,16 +115,14 @@ pub enum Bus {
 impl Bus {
     /// The in-process bus never fails; Redis has to answer once. The tasks end with `stop`.
     pub async fn connect(
-        config: &BusConfig,
+        shards: Option<&Shards>,
         inbox: Arc<dyn Inbox>,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, BusError> {
-        match config {
-            BusConfig::Local => Ok(Self::Local(LocalBus::new(inbox))),
-            BusConfig::Redis(config) => {
-                Ok(Self::Redis(RedisBus::connect(config, inbox, stop, tasks).await?))
-            }
+        match shards {
+            None => Ok(Self::Local(LocalBus::new(inbox))),
+            Some(shards) => Ok(Self::Redis(RedisBus::connect(shards, inbox, stop, tasks).await?)),
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::auth;
 use crate::build_info::VERSION_AND_COMMIT;
 use crate::bus;
-use crate::config::{AuthMode, BusConfig, Config, ConfigFaults, OfflineConfig, StoreConfig};
+use crate::config::{AuthMode, Config, ConfigFaults, OfflineConfig, StoreConfig};
 use crate::finding::{Finding, Findings, Grade};
 use crate::offline;
 use crate::store::{self, Demand};
@@ -48,7 +48,7 @@ async fn check_store(config: &Config) -> Findings {
             let demand = Demand {
                 connections: config.write_lanes as u32 + postgres.pool_size + SPARE_CONNECTIONS,
                 migrates: config.migrate_on_start,
-                single_node: matches!(config.bus, BusConfig::Local),
+                single_node: config.redis.is_none(),
             };
             let check =
                 async |found: &mut Findings| store::check_postgres(postgres, demand, found).await;
@@ -66,12 +66,12 @@ async fn check_store(config: &Config) -> Findings {
 }
 
 async fn check_bus(config: &Config) -> Findings {
-    match &config.bus {
-        BusConfig::Redis(redis) => {
+    match &config.redis {
+        Some(redis) => {
             let check = async |found: &mut Findings| bus::check_redis(redis, found).await;
             bounded(Findings::of("redis"), check).await
         }
-        BusConfig::Local => {
+        None => {
             let mut found = Findings::of("redis");
             found.ok("use", "not set: this is the only node");
             found
@@ -95,9 +95,9 @@ async fn check_offline(config: &Config) -> Findings {
                 host::check_folder(&config.data_dir, &mut found);
             }
             let detail = format!("records for absent users go to {}", path.display());
-            match config.bus {
-                BusConfig::Local => found.ok("file", detail),
-                BusConfig::Redis(_) => {
+            match config.redis {
+                None => found.ok("file", detail),
+                Some(_) => {
                     let detail = format!("{detail}, on each node for itself");
                     found.warning("file", detail, "set KAFKA_BROKERS");
                 }

@@ -8,6 +8,7 @@ mod jwt;
 mod kafka;
 mod postgres;
 mod read;
+mod redis;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -18,11 +19,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
-use redis::IntoConnectionInfo;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::ids::UserId;
-
+pub use self::redis::{Addr, Kind, Place, RedisConfig};
 pub use jwt::{JwksUrl, JwtConfig, JwtKey, JwtKeys};
 pub use kafka::{KafkaSasl, KafkaSecurity, KafkaTls};
 pub use read::SPARE_FDS;
@@ -63,6 +62,7 @@ pub const SETTINGS: &[Setting] = &[
     open("RECENT_CACHE_BYTES"),
     secret("REDIS_URL"),
     open("REDIS_PREFIX"),
+    open("REDIS_CA_FILE"),
     open("KAFKA_BROKERS"),
     open("KAFKA_OFFLINE_TOPIC"),
     open("KAFKA_TOPIC_PARTITIONS"),
@@ -120,7 +120,8 @@ pub struct Config {
     pub migrate_on_start: bool,
     /// Of recent messages in memory; 0 holds none.
     pub recent_cache_bytes: u64,
-    pub bus: BusConfig,
+    /// None: bus, presence and tickets are in this process.
+    pub redis: Option<RedisConfig>,
     pub presence: PresenceConfig,
     pub offline: OfflineConfig,
     pub auth: AuthConfig,
@@ -196,54 +197,8 @@ impl fmt::Debug for PostgresConfig {
     }
 }
 
-/// How nodes reach each other.
-#[derive(Clone, Debug)]
-pub enum BusConfig {
-    /// There is one node.
-    Local,
-    Redis(RedisConfig),
-}
-
-#[derive(Clone)]
-pub struct RedisConfig {
-    /// `redis://…`; may hold a password.
-    pub url: String,
-    /// Begins the name of every channel and key.
-    pub prefix: String,
-}
-
-impl RedisConfig {
-    const PARTITIONS: u64 = 128;
-
-    /// `<prefix>:{pNN}:<kind>:<user>`. The hash tag keeps all that belongs to a user in one slot,
-    /// and the number of tags small, so that on a Cluster one command subscribes to many channels.
-    pub fn user_key(&self, kind: &str, user: UserId) -> String {
-        let partition = user.hash() % Self::PARTITIONS;
-        format!("{}:{{p{partition:02}}}:{kind}:{user}", self.prefix)
-    }
-
-    /// The address as the client wants it, for small requests that wait for nobody.
-    pub fn connection_info(&self) -> redis::RedisResult<redis::ConnectionInfo> {
-        let info = self.url.as_str().into_connection_info()?;
-        Ok(info.set_tcp_settings(redis::io::tcp::TcpSettings::default().set_nodelay(true)))
-    }
-}
-
-impl fmt::Debug for RedisConfig {
-    /// Without user and password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addr = self.url.as_str().into_connection_info().ok().map(|info| info.addr().clone());
-        f.debug_struct("RedisConfig")
-            .field("addr", &addr.map_or_else(|| "***".into(), |addr| addr.to_string()))
-            .field("prefix", &self.prefix)
-            .finish_non_exhaustive()
-    }
-}
-
 #[derive(Clone, Debug)]
 pub struct PresenceConfig {
-    /// None: presence is in this process.
-    pub redis: Option<RedisConfig>,
     /// Where in-process presence keeps when users were last seen; None: nowhere.
     pub last_seen: Option<PathBuf>,
     /// How long a node that is silent counts as alive.
@@ -272,8 +227,6 @@ pub struct AuthConfig {
     pub mode: AuthMode,
     /// In lower case, as browsers send them; empty: the same origin only.
     pub allowed_origins: Vec<String>,
-    /// Where tickets are kept; None: in this process.
-    pub redis: Option<RedisConfig>,
 }
 
 #[derive(Clone, Debug)]

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
-use redis::IntoConnectionInfo;
 use rustix::process::{Resource, getrlimit};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -16,9 +15,9 @@ use super::kafka::read_offline;
 use super::postgres::read_store;
 use super::values::{ConfigFaults, Reader, read_certificates, read_file};
 use super::{
-    AuthConfig, AuthMode, BusConfig, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig,
-    LogConfig, LogFormat, PresenceConfig, RatesConfig, RedisConfig, SETTINGS, StoreConfig,
-    TlsConfig, TracesConfig, WsConfig,
+    AuthConfig, AuthMode, Config, DeliveryConfig, DrainConfig, HttpConfig, LimitsConfig, LogConfig,
+    LogFormat, Place, PresenceConfig, RatesConfig, RedisConfig, SETTINGS, StoreConfig, TlsConfig,
+    TracesConfig, WsConfig,
 };
 
 /// Nobody but this machine, until someone says otherwise.
@@ -102,7 +101,7 @@ impl Config {
             migrate_on_start: read.flag("MIGRATE_ON_START", sqlite),
             recent_cache_bytes: read.size("RECENT_CACHE_BYTES", RECENT_BYTES, 0..=1 << 40) as u64,
             offline: read_offline(read, &data_dir),
-            auth: read_auth(read, redis.clone()),
+            auth: read_auth(read),
             http: HttpConfig {
                 addr: SocketAddr::new(
                     read.parse("SERVER_HOST", parse_host).unwrap_or(HOST),
@@ -113,11 +112,10 @@ impl Config {
             },
             presence: PresenceConfig {
                 last_seen: redis.is_none().then(|| data_dir.join("last_seen")),
-                redis: redis.clone(),
                 lease: read.duration("NODE_LEASE", NODE_LEASE, MIN_NODE_LEASE..=HOUR),
                 max_devices: read.number("MAX_DEVICES_PER_USER", MAX_DEVICES, 1..=1_000),
             },
-            bus: redis.map_or(BusConfig::Local, BusConfig::Redis),
+            redis,
             ws: read_ws(read, &limits),
             rates: read_rates(read),
             delivery: DeliveryConfig {
@@ -161,14 +159,7 @@ pub fn sabotage() -> Result<Option<crate::sabotage::Mutation>, ConfigFaults> {
 }
 
 fn read_redis(read: &mut Reader) -> Option<RedisConfig> {
-    let url = read.parse("REDIS_URL", |text| {
-        let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
-        if matches!(scheme, "rediss" | "redis-cluster" | "redis-sentinel") {
-            return Err(format!("redis://host:port, for {scheme}:// is not in this release"));
-        }
-        let parsed = if scheme == "redis" { text.into_connection_info().ok() } else { None };
-        parsed.map(|_| text.to_owned()).ok_or_else(|| "redis://user:password@host:port/db".into())
-    });
+    let place = read.parse("REDIS_URL", |text| Ok((text.to_owned(), Place::parse(text)?)));
     let prefix = read.parse("REDIS_PREFIX", |text| {
         // Braces would make a hash tag of their own, and all keys would land on one shard.
         let fine =
@@ -176,10 +167,20 @@ fn read_redis(read: &mut Reader) -> Option<RedisConfig> {
         fine.then(|| text.to_owned())
             .ok_or_else(|| "at most 64 visible ASCII characters, no braces".into())
     });
-    url.map(|url| RedisConfig { url, prefix: prefix.unwrap_or_else(|| "tidings".into()) })
+    let ca_file = read.parse("REDIS_CA_FILE", |path| {
+        let expected = "a readable file of certificates (PEM)";
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{expected}: {error}"))?;
+        let fine = text.contains("-----BEGIN CERTIFICATE-----");
+        fine.then(|| PathBuf::from(path)).ok_or_else(|| expected.into())
+    });
+    if ca_file.is_some() && place.as_ref().is_some_and(|(_, place)| !place.tls) {
+        read.fault("REDIS_CA_FILE", "a REDIS_URL with TLS, whose scheme begins with rediss");
+    }
+    let prefix = prefix.unwrap_or_else(|| "tidings".into());
+    place.map(|(url, _)| RedisConfig { url, prefix, ca_file })
 }
 
-fn read_auth(read: &mut Reader, redis: Option<RedisConfig>) -> AuthConfig {
+fn read_auth(read: &mut Reader) -> AuthConfig {
     let trusted = read.list("TRUSTED_PROXIES", str::parse);
     let mode = read.text("AUTH_MODE");
     let jwt = read_jwt(read, mode.as_deref() == Some("jwt"));
@@ -200,7 +201,7 @@ fn read_auth(read: &mut Reader, redis: Option<RedisConfig>) -> AuthConfig {
             AuthMode::Dev
         }
     };
-    AuthConfig { mode, allowed_origins: read.list("ALLOWED_ORIGINS", parse_origin), redis }
+    AuthConfig { mode, allowed_origins: read.list("ALLOWED_ORIGINS", parse_origin) }
 }
 
 /// The certificate's chain and its key, which have to go together.

@@ -24,8 +24,7 @@ fn nothing_set_is_a_single_node_on_loopback() {
     assert!(matches!(&config.store, StoreConfig::Sqlite(sqlite)
         if sqlite.path == *"./data/tidings.db"));
     assert!(config.migrate_on_start);
-    assert!(matches!(config.bus, BusConfig::Local));
-    assert!(config.presence.redis.is_none());
+    assert!(config.redis.is_none());
     assert!(matches!(&config.offline, OfflineConfig::File { path }
         if *path == *"./data/offline.jsonl"));
     assert!(matches!(config.auth.mode, AuthMode::Dev));
@@ -60,12 +59,11 @@ fn a_cluster_has_each_part_outside() {
     assert_eq!(postgres.options.get_port(), 5433);
     assert_eq!(postgres.options.get_database(), Some("chat"));
     assert!(!config.migrate_on_start);
-    let BusConfig::Redis(redis) = &config.bus else { panic!("{config:?}") };
+    let Some(redis) = &config.redis else { panic!("{config:?}") };
     assert_eq!(
         (redis.url.as_str(), redis.prefix.as_str()),
         ("redis://:geheim@cache:6380/1", "blue")
     );
-    assert_eq!(config.presence.redis.as_ref().unwrap().url, redis.url);
     let OfflineConfig::Kafka { brokers, topic, partitions, security } = &config.offline else {
         panic!()
     };
@@ -184,15 +182,27 @@ fn all_faults_are_reported_at_once_and_say_what_is_right() {
 fn secrets_do_not_show_in_faults() {
     let (settings, text) = faults(&[
         ("DATABASE_URL", "mysql://u:geheim@db/x"),
-        ("REDIS_URL", "rediss://:geheim@cache:6379"),
+        ("REDIS_URL", "redis-sentinel://:geheim@cache:6379"),
     ]);
     assert_eq!(settings, ["REDIS_URL", "DATABASE_URL"]);
     assert!(!text.contains("geheim"), "{text}");
-    assert!(text.contains("rediss:// is not in this release"), "{text}");
-    for scheme in ["redis-cluster", "redis-sentinel"] {
-        let url = format!("{scheme}://a,b");
-        let (_, text) = faults(&[("REDIS_URL", &url), ("DATABASE_URL", "postgres://db/x")]);
-        assert!(text.contains("not in this release"), "{text}");
+    assert!(text.contains("host:port,host:port/service"), "{text}");
+    for (url, expected) in [
+        ("redis-cluster://", "some of the cluster's nodes"),
+        ("redis-cluster://a,,b", "some of the cluster's nodes"),
+        ("redis-sentinel:///main", "the sentinels' addresses"),
+        ("redis://a,b", "rediss:// for TLS"),
+    ] {
+        let (settings, text) = faults(&[("REDIS_URL", url), ("DATABASE_URL", "postgres://db/x")]);
+        assert_eq!(settings, ["REDIS_URL"]);
+        assert!(text.contains(expected), "{url}: {text}");
+    }
+    let database = ("DATABASE_URL", "postgres://db/x");
+    for (ca, expected) in [("/nowhere/ca.pem", "No such file"), ("Cargo.toml", "(PEM)")] {
+        let settings = [("REDIS_URL", "rediss://a"), ("REDIS_CA_FILE", ca), database];
+        let (settings, text) = faults(&settings);
+        assert_eq!(settings, ["REDIS_CA_FILE"]);
+        assert!(text.contains(expected), "{text}");
     }
 }
 

@@ -19,9 +19,10 @@ use tokio_util::task::TaskTracker;
 pub use self::local::LocalPresence;
 pub use self::redis::RedisPresence;
 use crate::clock::Timestamp;
-use crate::config::{PresenceConfig, RedisConfig};
+use crate::config::PresenceConfig;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::protocol::model::{Device, UserPresence};
+use crate::shards::Shards;
 
 /// One device's session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,13 +131,14 @@ impl Presence {
     /// renews the lease ends with `stop`.
     pub async fn connect(
         config: &PresenceConfig,
+        shards: Option<&Shards>,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self> {
-        match &config.redis {
+        match shards {
             None => Ok(Self::Local(LocalPresence::open(config, stop, tasks).await)),
-            Some(redis) => {
-                Ok(Self::Redis(RedisPresence::connect(config, redis, stop, tasks).await?))
+            Some(shards) => {
+                Ok(Self::Redis(RedisPresence::connect(config, shards, stop, tasks).await?))
             }
         }
     }
@@ -227,8 +229,8 @@ pub struct Orphans {
 }
 
 /// Reads all that is there, for `tidings verify`.
-pub async fn orphans(config: &RedisConfig) -> Result<Orphans> {
-    self::redis::count_orphans(config).await
+pub async fn orphans(shards: &Shards) -> Result<Orphans> {
+    self::redis::count_orphans(shards).await
 }
 
 /// How long after the last change a user's presence is forgotten.

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Classic, Envelope, Inbox, Order};
+use crate::bus::{Classic, Envelope, Inbox, Order, Partitions};
 use crate::ids::{DeviceId, SessionId, UserId};
 use crate::protocol::code::CloseCode;
 use crate::protocol::event::Event;
@@ -31,15 +31,15 @@ type Shard = HashMap<UserId, Vec<Arc<Session>>>;
 pub struct Hub {
     shards: Vec<Mutex<Shard>>,
     pub watched: Arc<Registry>,
-    /// Set by the bus when events may have been lost.
-    gap: Notify,
+    /// Set by the bus when events may have been lost: for whom.
+    gap: watch::Sender<Partitions>,
     metrics: Metrics,
 }
 
 impl Hub {
     pub fn new(metrics: Metrics) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, watched: Arc::default(), gap: Notify::new(), metrics }
+        Self { shards, watched: Arc::default(), gap: watch::Sender::new(Partitions::NONE), metrics }
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Shard> {
@@ -114,18 +114,23 @@ impl Hub {
         shard.get(&user)?.iter().find(|session| session.device_id == *device).cloned()
     }
 
-    /// Until `stop`: after each gap everyone is told to read again, a part of them at a time, so
+    /// Until `stop`: after each gap everyone it may concern is told to read again, a part of them at a time, so
     /// that they do not all come at once.
     pub async fn spread_gaps(self: Arc<Self>, stop: CancellationToken) {
         let resync = Event::Resync { conversations: None }.encode();
+        let mut gaps = self.gap.subscribe();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.gap.notified() => {}
+                _ = gaps.wait_for(|gap| *gap != Partitions::NONE) => {}
             }
+            let gap = self.gap.send_replace(Partitions::NONE);
             self.metrics.sockets.gaps.increment(1);
             for shard in 0..SHARDS {
                 for session in self.lock(shard).values().flatten() {
+                    if !gap.contain(session.user_id) {
+                        continue;
+                    }
                     if session.classic {
                         session.queue.end(CloseCode::Resync);
                     } else {
@@ -184,10 +189,10 @@ impl Inbox for Hub {
     }
 
     /// Events may have been lost: everyone reads again what they missed.
-    fn on_gap(&self) {
+    fn on_gap(&self, partitions: Partitions) {
         if sabotage::is_on(Mutation::DropResync) {
             return;
         }
-        self.gap.notify_one();
+        self.gap.send_modify(|gap| *gap |= partitions);
     }
 }

@@ -7,25 +7,28 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tidings::bus::{Bus, BusError, Class, Classic, Envelope, Head, Inbox, Receivers};
+use tidings::bus::{Bus, BusError, Class, Classic, Envelope, Head, Inbox, Partitions, Receivers};
 use tidings::clock::Timestamp;
-use tidings::config::{BusConfig, RedisConfig};
+use tidings::config::RedisConfig;
 use tidings::ids::{ConversationId, Seq, SessionId, UserId};
+use tidings::shards::{Shards, ShardsError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::own_redis::{OwnRedis, shared, until};
+use crate::own_redis::{OwnRedis, named, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
 
 /// An inbox that keeps what arrives.
 #[derive(Default)]
-struct Received {
+pub struct Received {
     seqs: Mutex<HashMap<UserId, Vec<Seq>>>,
     last: Mutex<Option<Envelope>>,
     gaps: AtomicUsize,
+    /// Of all gaps.
+    pub partitions: Mutex<Option<Partitions>>,
 }
 
 impl Inbox for Received {
@@ -34,53 +37,63 @@ impl Inbox for Received {
         *self.last.lock().unwrap() = Some(envelope);
     }
 
-    fn on_gap(&self) {
+    fn on_gap(&self, partitions: Partitions) {
+        let mut all = self.partitions.lock().unwrap();
+        *all.get_or_insert(Partitions::NONE) |= partitions;
         self.gaps.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 impl Received {
-    fn of(&self, user: UserId) -> Vec<Seq> {
+    pub fn of(&self, user: UserId) -> Vec<Seq> {
         self.seqs.lock().unwrap().get(&user).cloned().unwrap_or_default()
     }
 
-    fn gaps(&self) -> usize {
+    pub fn gaps(&self) -> usize {
         self.gaps.load(Ordering::SeqCst)
     }
 }
 
 /// One node's bus.
-struct Node {
-    bus: Bus,
-    received: Arc<Received>,
+pub struct Node {
+    pub bus: Bus,
+    pub received: Arc<Received>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Node {
-    async fn start(config: &BusConfig) -> Self {
+    async fn start(redis: Option<&RedisConfig>) -> Self {
         let (received, stop) = (Arc::new(Received::default()), CancellationToken::new());
         let tasks = TaskTracker::new();
-        let bus = Bus::connect(config, received.clone(), stop.clone(), &tasks).await.unwrap();
+        let shards = match redis {
+            Some(redis) => Some(Shards::connect(redis).await.unwrap()),
+            None => None,
+        };
+        if let Some(shards) = &shards {
+            tasks.spawn(shards.clone().watch(stop.clone()));
+        }
+        let shards = shards.as_ref();
+        let bus = Bus::connect(shards, received.clone(), stop.clone(), &tasks).await.unwrap();
         let node = Self { bus, received, stop, tasks };
         node.whole().await;
         node
     }
 
-    async fn on(redis: &RedisConfig) -> Self {
-        Self::start(&BusConfig::Redis(redis.clone())).await
+    pub async fn on(redis: &RedisConfig) -> Self {
+        Self::start(Some(redis)).await
     }
 
-    async fn publish(&self, user: UserId, seq: Seq) -> Receivers {
+    pub async fn publish(&self, user: UserId, seq: Seq) -> Receivers {
         self.bus.publish(&[(user, envelope(seq).encode())]).await[0]
     }
 
-    async fn whole(&self) {
+    pub async fn whole(&self) {
         until("the bus is whole", SOON, async || self.bus.is_whole()).await;
     }
 
     /// All of `users` get what is published, each once.
-    async fn delivers_to(&self, users: &[UserId], seq: Seq) {
+    pub async fn delivers_to(&self, users: &[UserId], seq: Seq) {
         let bytes = envelope(seq).encode();
         let batch: Vec<_> = users.iter().map(|user| (*user, bytes.clone())).collect();
         assert_eq!(self.bus.publish(&batch).await, vec![Receivers::Count(1); users.len()]);
@@ -93,18 +106,18 @@ impl Node {
         }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
         tokio::time::timeout(SOON, self.tasks.wait()).await.expect("all tasks end");
     }
 }
 
-fn user() -> UserId {
+pub fn user() -> UserId {
     UserId(Uuid::new_v4())
 }
 
-fn envelope(seq: Seq) -> Envelope {
+pub fn envelope(seq: Seq) -> Envelope {
     let head = Head {
         class: Class::Stored,
         conversation_id: ConversationId::random(),
@@ -120,7 +133,7 @@ fn envelope(seq: Seq) -> Envelope {
 
 /// The same body on each implementation.
 async fn on_each(body: impl AsyncFn(Node)) {
-    body(Node::start(&BusConfig::Local).await).await;
+    body(Node::start(None).await).await;
     if let Some(redis) = shared() {
         body(Node::on(&redis).await).await;
     }
@@ -426,15 +439,23 @@ async fn after_the_stop_nothing_works_and_nothing_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_not_there_or_wrongly_named_is_an_error() {
     let connect = async |url: &str| {
-        let config = RedisConfig { url: url.into(), prefix: "test".into() };
-        let stop = CancellationToken::new();
-        let inbox = Arc::new(Received::default());
-        let bus = Bus::connect(&BusConfig::Redis(config), inbox, stop, &TaskTracker::new()).await;
-        bus.err().expect("there is no such Redis")
+        let shards = Shards::connect(&named(url.into())).await?;
+        let (inbox, stop) = (Arc::new(Received::default()), CancellationToken::new());
+        let bus = Bus::connect(Some(&shards), inbox, stop, &TaskTracker::new()).await;
+        let error = bus.err().expect("there is no such Redis");
+        assert!(matches!(error, BusError::Unavailable(_)), "{error}");
+        Err::<Shards, _>(ShardsError::Unavailable(error.to_string()))
     };
-    let away = connect("redis://:secret@127.0.0.1:1").await;
-    assert!(matches!(away, BusError::Unavailable(_)), "{away}");
-    let wrong = connect("http://:secret@127.0.0.1").await;
-    assert!(matches!(wrong, BusError::Rejected(_)), "{wrong}");
-    assert!(!format!("{away} {wrong}").contains("secret"));
+    for url in [
+        "redis://:secret@127.0.0.1:1",
+        "redis-sentinel://:secret@127.0.0.1:1/main",
+        "redis-cluster://:secret@127.0.0.1:1,127.0.0.1:2",
+    ] {
+        let away = connect(url).await.err().unwrap();
+        assert!(matches!(away, ShardsError::Unavailable(_)), "{url}: {away}");
+        assert!(!away.to_string().contains("secret"));
+    }
+    let wrong = connect("http://:secret@127.0.0.1").await.err().unwrap();
+    assert!(matches!(wrong, ShardsError::Rejected(_)), "{wrong}");
+    assert!(!wrong.to_string().contains("secret"));
 }

@@ -17,13 +17,19 @@ use crate::harness::free_port;
 #[expect(clippy::disallowed_methods, reason = "tests have no config to read the environment")]
 pub fn shared() -> Option<RedisConfig> {
     if let Ok(url) = std::env::var("TEST_REDIS_URL") {
-        return Some(RedisConfig { url, prefix: format!("test-{}", Uuid::new_v4().simple()) });
+        return Some(named(url));
     }
     if std::env::var("TIDINGS_TEST_EMBEDDED_ONLY").is_ok_and(|value| value == "1") {
         println!("did not run: TEST_REDIS_URL is not set, and this run is embedded only");
         return None;
     }
     panic!("TEST_REDIS_URL is not set: run scripts/test, which starts the services");
+}
+
+/// Under names of this test's own.
+pub fn named(url: String) -> RedisConfig {
+    let prefix = format!("test-{}", Uuid::new_v4().simple());
+    RedisConfig { url, prefix, ca_file: None }
 }
 
 /// Waits for a condition that other tasks bring about.
@@ -54,7 +60,8 @@ impl OwnRedis {
     }
 
     pub fn config(&self) -> RedisConfig {
-        RedisConfig { url: format!("redis://127.0.0.1:{}", self.port), prefix: "test".into() }
+        let url = format!("redis://127.0.0.1:{}", self.port);
+        RedisConfig { url, prefix: "test".into(), ca_file: None }
     }
 
     /// Sends one command, from a connection of its own.

@@ -6,6 +6,7 @@ use tidings::clock::Timestamp;
 use tidings::config::{PresenceConfig, RedisConfig};
 use tidings::ids::{DeviceId, NodeId, SessionId, UserId};
 use tidings::presence::{Entry, Presence, Registered, Status};
+use tidings::shards::Shards;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -16,31 +17,39 @@ const SOON: Duration = Duration::from_secs(10);
 /// Long enough that a busy machine does not lose it by accident.
 const LEASE: Duration = Duration::from_secs(2);
 
-struct Node {
-    presence: Presence,
+pub struct Node {
+    pub presence: Presence,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Node {
     async fn start(redis: Option<RedisConfig>, lease: Duration) -> Self {
-        let config = PresenceConfig { redis, last_seen: None, lease, max_devices: 3 };
+        let config = PresenceConfig { last_seen: None, lease, max_devices: 3 };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let presence = Presence::connect(&config, stop.clone(), &tasks).await.unwrap();
+        let shards = match &redis {
+            Some(redis) => Some(Shards::connect(redis).await.unwrap()),
+            None => None,
+        };
+        if let Some(shards) = &shards {
+            tasks.spawn(shards.clone().watch(stop.clone()));
+        }
+        let presence =
+            Presence::connect(&config, shards.as_ref(), stop.clone(), &tasks).await.unwrap();
         Self { presence, stop, tasks }
     }
 
-    async fn on(redis: &RedisConfig) -> Self {
+    pub async fn on(redis: &RedisConfig) -> Self {
         Self::start(Some(redis.clone()), LEASE).await
     }
 
     /// Waits until absence means something here.
-    async fn certain(self) -> Self {
+    pub async fn certain(self) -> Self {
         until("absence is certain", SOON, async || self.presence.absence_is_certain()).await;
         self
     }
 
-    async fn status(&self, user: UserId) -> Status {
+    pub async fn status(&self, user: UserId) -> Status {
         self.presence.status(&[user]).await.pop().unwrap()
     }
 
@@ -68,7 +77,7 @@ impl Node {
     }
 
     /// Ends the tasks without a farewell: as others see it, a crash.
-    async fn stop(&self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
         tokio::time::timeout(SOON, self.tasks.wait()).await.expect("all tasks end");
@@ -79,7 +88,7 @@ fn user() -> UserId {
     UserId(Uuid::new_v4())
 }
 
-fn entry(device: &str, since: i64) -> Entry {
+pub fn entry(device: &str, since: i64) -> Entry {
     Entry {
         node: NodeId::random(), // overwritten by the registration
         session: SessionId::random(),

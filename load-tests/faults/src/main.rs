@@ -4,6 +4,7 @@
 mod checker;
 mod nodes;
 mod proxy;
+mod redises;
 mod run;
 mod scenario;
 mod services;

@@ -97,7 +97,7 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     let folder = args.folder.clone();
     let run = format!("faults_{}_{}", scenario.name.replace('-', "_"), args.seed);
     let mut dice = Dice::of(args.seed, 10);
-    let services = Services::new(args.services);
+    let services = Services::new(args.services, scenario.redis);
     services.one_postgres().await?;
     if scenario.needs_standby() {
         services.new_standby().await?;
@@ -124,6 +124,10 @@ pub async fn run(args: Args, scenario: &Scenario) -> anyhow::Result<()> {
     });
     if let Some(mutation) = &args.sabotage {
         extra.push(("SABOTAGE", mutation));
+    }
+    let redis = services.redis_url()?;
+    if let Some(url) = &redis {
+        extra.push(("REDIS_URL", url));
     }
     let common = Common {
         binary: args.binary.canonicalize().context("the binary")?,
@@ -295,7 +299,8 @@ async fn nobody_is_there(services: &Services, run: &str, nodes: &[Node]) -> anyh
     }
     let mut last = Vec::new();
     let none = until("no channel of a user is subscribed", PRESENCE_LIMIT, async || {
-        let channels = services.redis(&["pubsub", "channels", &format!("{run}:*")]).await?;
+        let channels =
+            services.redis(&["pubsub", services.topology.channels(), &format!("{run}:*")]).await?;
         last = channels.lines().filter(|name| name.contains(":user:")).map(str::to_owned).collect();
         Ok(last.is_empty())
     });
@@ -328,7 +333,8 @@ async fn present(services: &Services, run: &str) -> anyhow::Result<Vec<String>> 
 
 /// After the nodes stopped.
 async fn nothing_in_redis(services: &Services, run: &str) -> anyhow::Result<()> {
-    let channels = services.redis(&["pubsub", "channels", &format!("{run}:*")]).await?;
+    let pattern = format!("{run}:*");
+    let channels = services.redis(&["pubsub", services.topology.channels(), &pattern]).await?;
     ensure!(channels.trim().is_empty(), "left over: subscriptions {channels}");
     let leases =
         || async { services.redis(&["--scan", "--pattern", &format!("{run}:node:*")]).await };

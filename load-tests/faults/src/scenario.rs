@@ -1,6 +1,7 @@
 //! What goes wrong, by name. A scenario strikes again and again until its time is over; each strike
 //! heals what it broke before it returns ([`crate::stage`]).
 
+use crate::redises::Topology;
 use crate::services::Service;
 
 /// One kind of strike.
@@ -27,6 +28,10 @@ pub enum Kind {
     /// As above, with a standby that lacks what was acknowledged.
     LoseCommits,
     KafkaAway,
+    /// One of several Redis masters is killed, and a replica takes its place.
+    LoseMaster,
+    /// Slots of a Redis Cluster go from one master to another.
+    MoveSlots,
     SlowClients,
     DropSockets,
     /// As above, and the next strike waits until all are back.
@@ -50,6 +55,7 @@ pub struct Scenario {
     pub seconds: u64,
     /// In the short set.
     pub short: bool,
+    pub redis: Topology,
 }
 
 impl Scenario {
@@ -68,7 +74,7 @@ const fn scenario(
     seconds: u64,
     short: bool,
 ) -> Scenario {
-    Scenario { name, about, strikes, seconds, short }
+    Scenario { name, about, strikes, seconds, short, redis: Topology::One }
 }
 
 /// The one that needs an older release.
@@ -140,6 +146,36 @@ pub static ALL: &[Scenario] = &[
         30,
         false,
     ),
+    Scenario {
+        redis: Topology::Sentinel,
+        ..scenario(
+            "redis-sentinel-failover",
+            "kill -9 of Redis' master, and sentinels make one of its replica",
+            &[&[K::LoseMaster]],
+            25,
+            true,
+        )
+    },
+    Scenario {
+        redis: Topology::Cluster,
+        ..scenario(
+            "redis-cluster-master",
+            "kill -9 of a master of a Redis Cluster, and its replica takes its place",
+            &[&[K::LoseMaster]],
+            30,
+            false,
+        )
+    },
+    Scenario {
+        redis: Topology::Cluster,
+        ..scenario(
+            "redis-cluster-slots",
+            "slots of a Redis Cluster go from master to master",
+            &[&[K::MoveSlots]],
+            25,
+            true,
+        )
+    },
     scenario(
         "postgres-network",
         "Postgres' TCP is cut, delayed, half-closed, truncated, held",

@@ -11,6 +11,8 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use crate::redises::Topology;
+
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +53,12 @@ pub struct Services {
     turn: Mutex<()>,
     /// The one of the pair that is the primary now.
     pub(crate) standby_leads: AtomicBool,
+    pub topology: Topology,
 }
 
 impl Services {
-    pub fn new(args: Addresses) -> Self {
-        Self { args, turn: Mutex::new(()), standby_leads: AtomicBool::new(false) }
+    pub fn new(args: Addresses, topology: Topology) -> Self {
+        Self { args, turn: Mutex::new(()), standby_leads: AtomicBool::new(false), topology }
     }
 
     pub fn kafka_proxy_port(&self) -> u16 {
@@ -66,7 +69,7 @@ impl Services {
     pub fn name(&self, service: Service) -> &'static str {
         match service {
             Service::Postgres => self.primary(),
-            Service::Redis => "redis",
+            Service::Redis => self.topology.name(),
             Service::Kafka => "kafka",
         }
     }
@@ -114,9 +117,15 @@ impl Services {
         psql(self.database_url(self.addr(Service::Postgres)?, database), statement).await
     }
 
-    pub async fn redis(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    /// One server, as the script calls it.
+    pub async fn redis_at(&self, name: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let port = self.port(name)?.to_string();
+        self.redis_cli(&[&["-h", "127.0.0.1", "-p", &port], arguments].concat()).await
+    }
+
+    pub async fn redis_cli(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut cli = Command::new("redis-cli");
-        cli.args(["-h", "127.0.0.1", "-p", &self.args.redis_port.to_string()]).args(arguments);
+        cli.args(arguments);
         output(cli).await.context("redis-cli")
     }
 

@@ -121,6 +121,14 @@ impl Stage<'_> {
                 self.services.call("resume", service).await?;
                 pause(500, 2_000).await;
             }
+            Kind::LoseMaster => {
+                self.services.lose_master(dice).await?;
+                sleep(Duration::from_millis(dice.between(1_000, 4_000))).await;
+            }
+            Kind::MoveSlots => {
+                self.services.move_slots(dice).await?;
+                sleep(Duration::from_millis(dice.between(500, 3_000))).await;
+            }
             Kind::KafkaAway => {
                 self.services.call("kill", Kafka).await?;
                 pause(8_000, 15_000).await;

@@ -4,17 +4,17 @@
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ConnectionAddr, ErrorKind, PushKind, RedisError, Value};
+use redis::{Cmd, PushKind, RedisError, Value};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::connection::Connector;
-use super::subscriber::channel;
 use crate::clock::Timestamp;
-use crate::config::RedisConfig;
+use crate::config::{Addr, RedisConfig};
 use crate::finding::Findings;
 use crate::ids::UserId;
+use crate::shards::{Layout, Shards, ShardsError};
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// Scripts with conditional expiry, `GETDEL` and sharded pub/sub.
@@ -28,55 +28,75 @@ const PUBSUB_LIMITS: (u64, u64) = (32 << 20, 8 << 20);
 const KEY_LIFE: &str = "10000";
 
 pub async fn check(config: &RedisConfig, found: &mut Findings) {
-    let place = place(config);
+    let shards = match Shards::connect(config).await {
+        Ok(shards) => shards,
+        Err(error) => {
+            let fix = match &error {
+                ShardsError::Rejected(_) => "put the right user and password into REDIS_URL",
+                ShardsError::Unavailable(_) => {
+                    "start it, and see that REDIS_URL and the way to it are right"
+                }
+            };
+            return found.problem("reachable", format!("{config:?}: {error}"), fix);
+        }
+    };
+    private(config, found);
+    let layout = shards.layout();
+    for addr in layout.masters() {
+        check_master(&shards, &layout, addr, found).await;
+    }
+}
+
+async fn check_master(shards: &Shards, layout: &Layout, addr: &Addr, found: &mut Findings) {
     let (pushed, mut pushes) = mpsc::channel(16);
-    let connector = Connector::new(config, ANSWER_LIMIT, move |push| {
+    let connector = Connector::new(shards, addr, ANSWER_LIMIT, move |push| {
         let _ = pushed.try_send(push);
     });
     let started = Instant::now();
-    let live = match connector {
-        Ok(connector) => connector.open().await,
-        Err(error) => Err(error),
-    };
-    let mut connection = match live {
+    let mut connection = match connector.open().await {
         Ok(live) => live.connection,
         Err(error) => {
-            let fix = match error.kind() {
-                ErrorKind::AuthenticationFailed => "put the right user and password into REDIS_URL",
-                _ => "start it, and see that REDIS_URL and the way to it are right",
-            };
-            return found.problem("reachable", format!("{place}: {error}"), fix);
+            let fix = "start it, and see that the way to it is right";
+            return found.problem("reachable", format!("{addr:?}: {error}"), fix);
         }
     };
-    let taken = started.elapsed();
-    if let Err(error) = ask::<Value>(&mut connection, &redis::cmd("PING")).await {
-        let fix = "put the right user and password into REDIS_URL, and let him use it";
-        return found.problem("reachable", format!("{place}: {error}"), fix);
-    }
-    found.ok("reachable", format!("{place}, in {} ms", taken.as_millis()));
-    private(config, found);
+    found.ok(
+        "reachable",
+        format!("{addr:?}, in {} ms", started.elapsed().as_millis()),
+    );
+    let own = Own { layout, addr };
     server(&mut connection, found).await;
-    commands(&mut connection, config, found).await;
-    channels(&mut connection, config, &mut pushes, found).await;
+    commands(&mut connection, shards.config(), &own, found).await;
+    channels(&mut connection, shards, &own, &mut pushes, found).await;
     clock(&mut connection, found).await;
     subscriber_limits(&mut connection, found).await;
 }
 
-/// Without user and password.
-fn place(config: &RedisConfig) -> String {
-    config.connection_info().map_or_else(|_| "***".into(), |info| info.addr().to_string())
+/// Which names lie on the master that is looked at.
+struct Own<'a> {
+    layout: &'a Layout,
+    addr: &'a Addr,
+}
+
+impl Own<'_> {
+    /// A throw-away name that does.
+    fn name(&self, make: impl Fn(Uuid) -> String) -> String {
+        let mut names = std::iter::repeat_with(|| make(Uuid::new_v4())).take(1 << 16);
+        names
+            .find(|name| self.layout.owner(name) == Some(self.addr))
+            .unwrap_or_default()
+    }
 }
 
 fn private(config: &RedisConfig, found: &mut Findings) {
-    let Ok(info) = config.connection_info() else { return };
-    match info.addr() {
-        ConnectionAddr::Tcp(host, _)
-            if !matches!(host.as_str(), "localhost" | "127.0.0.1" | "::1") =>
-        {
-            let detail = "the connection is not encrypted, and leaves this machine";
-            found.warning("tls", detail, "rediss:// where it is spoken, or a network of its own");
+    let encrypted = config.url.starts_with("rediss");
+    match encrypted {
+        true => found.ok("tls", "encrypted"),
+        false => {
+            let detail =
+                "the connection is not encrypted: whoever is in between reads all messages";
+            found.warning("tls", detail, "rediss://, unless Redis is on this machine");
         }
-        _ => found.ok("tls", "encrypted, or on this machine"),
     }
 }
 
@@ -90,30 +110,44 @@ async fn server(connection: &mut MultiplexedConnection, found: &mut Findings) {
         }
     };
     let told = |name: &str| -> Option<&str> {
-        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+        info.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
     };
     let number = |name| told(name).and_then(|text| text.parse::<u64>().ok());
     let version = told("redis_version").unwrap_or("unknown");
-    let major = version.split('.').next().and_then(|text| text.parse::<u32>().ok());
+    let major = version
+        .split('.')
+        .next()
+        .and_then(|text| text.parse::<u32>().ok());
     match major.is_some_and(|major| major >= OLDEST) {
         true => found.ok("version", format!("Redis {version}")),
         false => found.problem("version", format!("Redis {version}"), "Redis 7 or later"),
     }
     if told("role") == Some("slave") {
-        found.problem("role", "it is a replica, which takes no writes", "name the primary");
+        found.problem(
+            "role",
+            "it is a replica, which takes no writes",
+            "name the primary",
+        );
     }
     let policy = told("maxmemory_policy").unwrap_or("noeviction");
     match number("maxmemory").unwrap_or_default() {
         0 => found.ok("memory", "nothing is evicted (maxmemory 0)"),
         limit if policy == "noeviction" => {
             let used = number("used_memory").unwrap_or_default();
-            let detail =
-                format!("{} of {} MiB are used, nothing is evicted", used >> 20, limit >> 20);
+            let detail = format!(
+                "{} of {} MiB are used, nothing is evicted",
+                used >> 20,
+                limit >> 20
+            );
             match used > limit / 10 * 9 {
                 false => found.ok("memory", detail),
-                true => {
-                    found.warning("memory", detail, "raise maxmemory: a full one takes no writes")
-                }
+                true => found.warning(
+                    "memory",
+                    detail,
+                    "raise maxmemory: a full one takes no writes",
+                ),
             }
         }
         // All our keys carry an end, so the volatile policies take them first of all.
@@ -136,12 +170,12 @@ async fn server(connection: &mut MultiplexedConnection, found: &mut Findings) {
 async fn commands(
     connection: &mut MultiplexedConnection,
     config: &RedisConfig,
+    own: &Own<'_>,
     found: &mut Findings,
 ) {
-    let id = Uuid::new_v4();
-    let hash = config.user_key("presence", UserId(id));
-    let lease = format!("{}:node:{id}", config.prefix);
-    let ticket = format!("{}:ticket:{}", config.prefix, id.simple());
+    let hash = own.name(|id| config.user_key("presence", UserId(id)));
+    let lease = own.name(|id| format!("{}:node:{id}", config.prefix));
+    let ticket = own.name(|id| format!("{}:ticket:{}", config.prefix, id.simple()));
     let script = "redis.call('HSET', KEYS[1], 'a', '1') \
                   \
                   redis.call('EXPIRE', KEYS[1], 10) \
@@ -175,48 +209,63 @@ async fn commands(
         }
     }
     if refused.is_empty() {
-        return found
-            .ok("commands", format!("all that a node uses, on keys of {}:", config.prefix));
+        return found.ok(
+            "commands",
+            format!("all that a node uses, on keys of {}:", config.prefix),
+        );
     }
-    let fix =
-        format!("give this user the keys ~{}:* and these commands (ACL SETUSER)", config.prefix);
+    let fix = format!(
+        "give this user the keys ~{}:* and these commands (ACL SETUSER)",
+        config.prefix
+    );
     found.problem("commands", refused.join("; "), fix);
 }
 
 /// A message to a channel that only this check hears.
 async fn channels(
     connection: &mut MultiplexedConnection,
-    config: &RedisConfig,
+    shards: &Shards,
+    own: &Own<'_>,
     pushes: &mut mpsc::Receiver<redis::PushInfo>,
     found: &mut Findings,
 ) {
-    let channel = channel(config, UserId(Uuid::new_v4()));
-    let fix = format!("give this user the channels &{}:* and PUBLISH, SUBSCRIBE", config.prefix);
-    let mut subscribe = redis::cmd("SUBSCRIBE");
-    subscribe.arg(&channel);
-    let mut publish = redis::cmd("PUBLISH");
-    publish.arg(&channel).arg("");
-    for (name, command) in [("SUBSCRIBE", &subscribe), ("PUBLISH", &publish)] {
+    let config = shards.config();
+    let channel = own.name(|id| config.user_key("user", UserId(id)));
+    let fix = format!(
+        "give this user the channels &{}:*, and PUBLISH and SUBSCRIBE (SPUBLISH and SSUBSCRIBE on a Cluster)",
+        config.prefix
+    );
+    let names = match shards.is_cluster() {
+        true => ["SSUBSCRIBE", "SPUBLISH", "SUNSUBSCRIBE"],
+        false => ["SUBSCRIBE", "PUBLISH", "UNSUBSCRIBE"],
+    };
+    let [subscribe, publish, unsubscribe] = names.map(|name| {
+        let mut command = redis::cmd(name);
+        command.arg(&channel);
+        command
+    });
+    let mut publish = publish;
+    publish.arg("");
+    for (name, command) in [(names[0], &subscribe), (names[1], &publish)] {
         if let Err(error) = ask::<Value>(connection, command).await {
             return found.problem("channels", format!("{name}: {error}"), fix);
         }
     }
     let heard = async {
         while let Some(push) = pushes.recv().await {
-            if push.kind == PushKind::Message {
+            if matches!(push.kind, PushKind::Message | PushKind::SMessage) {
                 return true;
             }
         }
         false
     };
     match timeout(ANSWER_LIMIT, heard).await {
-        Ok(true) => {
-            found.ok("channels", format!("what is published to {}: arrives", config.prefix))
-        }
+        Ok(true) => found.ok(
+            "channels",
+            format!("what is published to {}: arrives", config.prefix),
+        ),
         _ => found.problem("channels", "what was published was not heard", fix),
     }
-    let mut unsubscribe = redis::cmd("UNSUBSCRIBE");
-    unsubscribe.arg(&channel);
     let _ = ask::<Value>(connection, &unsubscribe).await;
 }
 
@@ -234,14 +283,27 @@ async fn subscriber_limits(connection: &mut MultiplexedConnection, found: &mut F
     let mut get = redis::cmd("CONFIG");
     get.arg("GET").arg("client-output-buffer-limit");
     let Ok(answer) = ask::<Vec<(String, String)>>(connection, &get).await else {
-        return found.ok("buffers", "client-output-buffer-limit may not be asked for here");
+        return found.ok(
+            "buffers",
+            "client-output-buffer-limit may not be asked for here",
+        );
     };
-    let text = answer.into_iter().next().map(|(_, text)| text).unwrap_or_default();
+    let text = answer
+        .into_iter()
+        .next()
+        .map(|(_, text)| text)
+        .unwrap_or_default();
     let Some((hard, soft)) = pubsub_limits(&text) else {
-        return found.ok("buffers", "client-output-buffer-limit has no limit for subscribers");
+        return found.ok(
+            "buffers",
+            "client-output-buffer-limit has no limit for subscribers",
+        );
     };
-    let detail =
-        format!("a subscriber may lag by {} MiB, or {} for a while", hard >> 20, soft >> 20);
+    let detail = format!(
+        "a subscriber may lag by {} MiB, or {} for a while",
+        hard >> 20,
+        soft >> 20
+    );
     let small = |limit: u64, usual: u64| limit > 0 && limit < usual;
     match small(hard, PUBSUB_LIMITS.0) || small(soft, PUBSUB_LIMITS.1) {
         false => found.ok("buffers", detail),
@@ -258,7 +320,10 @@ async fn subscriber_limits(connection: &mut MultiplexedConnection, found: &mut F
 fn pubsub_limits(text: &str) -> Option<(u64, u64)> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "pubsub")?;
-    Some((words.get(at + 1)?.parse().ok()?, words.get(at + 2)?.parse().ok()?))
+    Some((
+        words.get(at + 1)?.parse().ok()?,
+        words.get(at + 2)?.parse().ok()?,
+    ))
 }
 
 async fn ask<T: redis::FromRedisValue>(

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::{MultiplexedConnection, SendError};
-use redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisResult};
+use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind, RedisResult};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::config::RedisConfig;
+use crate::config::Addr;
+use crate::shards::Shards;
 
 /// To be connected and greeted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,9 +26,10 @@ pub(super) struct Live {
 
 type OnPush = dyn Fn(PushInfo) + Send + Sync;
 
-/// Makes connections of one kind.
+/// Makes connections of one kind to one master.
 pub(super) struct Connector {
-    client: Client,
+    shards: Shards,
+    addr: Addr,
     response_timeout: Duration,
     /// Called in the connection's task, in the order of arrival: must not wait.
     on_push: Arc<OnPush>,
@@ -35,15 +37,13 @@ pub(super) struct Connector {
 
 impl Connector {
     pub fn new(
-        config: &RedisConfig,
+        shards: &Shards,
+        addr: &Addr,
         response_timeout: Duration,
         on_push: impl Fn(PushInfo) + Send + Sync + 'static,
-    ) -> RedisResult<Self> {
-        let info = config.connection_info()?;
-        // RESP3 tells of a lost connection at once, and lets a subscriber send other commands.
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let client = Client::open(info.set_redis_settings(settings))?;
-        Ok(Self { client, response_timeout, on_push: Arc::new(on_push) })
+    ) -> Self {
+        let (shards, addr) = (shards.clone(), addr.clone());
+        Self { shards, addr, response_timeout, on_push: Arc::new(on_push) }
     }
 
     pub async fn open(&self) -> RedisResult<Live> {
@@ -62,7 +62,8 @@ impl Connector {
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout))
             .set_push_sender(on_push);
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        // RESP3 tells of a lost connection at once, and lets a subscriber send other commands.
+        let connection = self.shards.open(&self.addr, ProtocolVersion::RESP3, config).await?;
         Ok(Live { connection, lost })
     }
 
@@ -72,7 +73,7 @@ impl Connector {
             sleep(backoff.pause()).await;
             match self.open().await {
                 Ok(live) => return live,
-                Err(error) => debug!(%error, "Redis does not answer yet"),
+                Err(error) => debug!(addr = ?self.addr, %error, "Redis does not answer yet"),
             }
         }
     }

@@ -1,11 +1,10 @@
-//! The connection on which this node publishes; it comes back by itself.
+//! The connection on which this node publishes to one master; it comes back by itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, Pipeline, RedisResult, ServerErrorKind};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +12,8 @@ use tracing::{info, warn};
 
 use super::connection::{Backoff, Connector, Live};
 use crate::bus::{BusError, Receivers};
-use crate::config::RedisConfig;
+use crate::config::Addr;
+use crate::shards::Shards;
 
 /// For the replies to one pipeline.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,6 +26,23 @@ enum State {
     Down { since: Instant },
 }
 
+/// What became of one publish.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Published {
+    Done(Receivers),
+    /// Nobody got it: another master holds the channel.
+    Moved,
+}
+
+impl Published {
+    pub fn receivers(self) -> Receivers {
+        match self {
+            Self::Done(receivers) => receivers,
+            Self::Moved => Receivers::Unknown,
+        }
+    }
+}
+
 pub(super) struct Link {
     connector: Connector,
     state: watch::Sender<State>,
@@ -33,11 +50,16 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub async fn connect(config: &RedisConfig) -> RedisResult<Self> {
-        let connector = Connector::new(config, RESPONSE_TIMEOUT, |_| {})?;
-        let live = connector.open().await?;
-        let state = watch::Sender::new(State::Up(live));
-        Ok(Self { connector, state, reconnects: 0.into() })
+    pub fn new(shards: &Shards, addr: &Addr) -> Self {
+        let connector = Connector::new(shards, addr, RESPONSE_TIMEOUT, |_| {});
+        let state = watch::Sender::new(State::Down { since: Instant::now() });
+        Self { connector, state, reconnects: 0.into() }
+    }
+
+    /// The first attempt; `run` makes the others.
+    pub async fn open(&self) -> RedisResult<()> {
+        self.state.send_replace(State::Up(self.connector.open().await?));
+        Ok(())
     }
 
     /// Keeps the connection up until `stop`.
@@ -50,14 +72,14 @@ impl Link {
         let mut backoff = Backoff::new();
         loop {
             let up = Instant::now();
-            let State::Up(live) = self.state.borrow().clone() else {
-                return;
-            };
-            live.lost.cancelled().await;
-            warn!("lost the connection to Redis for publishing");
-            self.state.send_replace(State::Down { since: Instant::now() });
-            drop(live);
-            backoff.after(up.elapsed());
+            let state = self.state.borrow().clone();
+            if let State::Up(live) = state {
+                live.lost.cancelled().await;
+                warn!("lost the connection to Redis for publishing");
+                self.state.send_replace(State::Down { since: Instant::now() });
+                drop(live);
+                backoff.after(up.elapsed());
+            }
             let live = self.connector.reopen(&mut backoff).await;
             info!("publishing to Redis again");
             self.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -93,18 +115,16 @@ impl Link {
     ///
     /// It is not sent again on the new connection: a server that was only slow would get it twice,
     /// and out of order with what the caller publishes meanwhile.
-    pub async fn publish<'a>(
-        &self,
-        chunk: impl Iterator<Item = (String, &'a Bytes)>,
-    ) -> Option<Vec<Receivers>> {
-        let mut pipeline = redis::Pipeline::with_capacity(chunk.size_hint().0);
-        for (channel, bytes) in chunk {
-            pipeline.cmd("PUBLISH").arg(channel).arg(bytes.as_ref());
-        }
+    pub async fn publish(&self, mut pipeline: Pipeline) -> Option<Vec<Published>> {
         let replies: Vec<RedisResult<u32>> = self.query(pipeline.ignore_errors()).await.ok()?;
-        let receivers =
-            |reply: RedisResult<u32>| reply.map_or(Receivers::Unknown, Receivers::Count);
-        Some(replies.into_iter().map(receivers).collect())
+        let published = |reply: RedisResult<u32>| match reply {
+            Ok(count) => Published::Done(Receivers::Count(count)),
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) => {
+                Published::Moved
+            }
+            Err(_) => Published::Done(Receivers::Unknown),
+        };
+        Some(replies.into_iter().map(published).collect())
     }
 
     pub async fn ping(&self) -> Result<(), BusError> {
@@ -118,10 +138,7 @@ impl Link {
     }
 
     /// With `ignore_errors`, so that an error here is one of the connection.
-    async fn query<T: redis::FromRedisValue>(
-        &self,
-        pipeline: &redis::Pipeline,
-    ) -> Result<T, BusError> {
+    async fn query<T: redis::FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, BusError> {
         let Some(mut live) = self.live().await else {
             return Err(BusError::Unavailable("there is no connection to Redis".into()));
         };

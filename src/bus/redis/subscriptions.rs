@@ -1,20 +1,73 @@
-//! The users this node wants events for: the truth, which the connection is made to match.
+//! The users this node wants events for: the truth, which the connections are made to match.
+//!
+//! They are divided into groups, each of which lies on one master: in a cluster a group for each
+//! partition, since one command may name channels of one slot only; elsewhere one for all.
 //!
 //! Callers change the table under a lock and never wait for it; the subscriber takes what differs
 //! from the server, in bulk. So nothing is queued per call: the table is bounded by the users that
 //! are held, however they come and go while Redis is away.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, futures::Notified, oneshot};
+use tokio::sync::{Notify, oneshot};
 
+use crate::bus::Partitions;
+use crate::config::RedisConfig;
 use crate::ids::UserId;
+
+/// All groups there are.
+pub(super) struct Groups {
+    groups: Vec<Subscriptions>,
+}
+
+impl Groups {
+    pub fn new(is_cluster: bool) -> Self {
+        let number = if is_cluster { RedisConfig::PARTITIONS } else { 1 };
+        Self { groups: (0..number).map(|_| Subscriptions::default()).collect() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub fn get(&self, at: usize) -> &Subscriptions {
+        &self.groups[at]
+    }
+
+    pub fn of(&self, user: UserId) -> usize {
+        if self.groups.len() == 1 { 0 } else { RedisConfig::partition(user) }
+    }
+
+    pub fn hold(&self, user: UserId) -> Option<Held> {
+        self.groups[self.of(user)].hold(user)
+    }
+
+    pub fn release(&self, user: UserId) {
+        self.groups[self.of(user)].release(user);
+    }
+
+    /// Whose events come by this group.
+    pub fn partitions(&self, at: usize) -> Partitions {
+        if self.groups.len() == 1 { Partitions::ALL } else { Partitions::one(at) }
+    }
+
+    pub fn held(&self) -> usize {
+        self.groups.iter().map(Subscriptions::held).sum()
+    }
+
+    pub fn are_whole(&self) -> bool {
+        self.groups.iter().all(|group| group.table().whole)
+    }
+
+    pub fn close(&self) {
+        self.groups.iter().for_each(Subscriptions::close);
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Subscriptions {
     table: Mutex<Table>,
-    changed: Notify,
 }
 
 #[derive(Default)]
@@ -28,6 +81,14 @@ struct Table {
     /// Users with a count above zero.
     held: usize,
     closed: bool,
+    /// Rung when there may be something to take: of whoever takes now.
+    bell: Arc<Notify>,
+    /// Higher after each loss: what was taken before it is void.
+    term: u64,
+    /// The server has had all that was held, and nothing was lost since.
+    whole: bool,
+    /// Events may have been lost, and it was not told yet.
+    gap: bool,
 }
 
 struct Entry {
@@ -54,6 +115,7 @@ pub(super) enum Held {
 
 /// What differs from the server.
 pub(super) struct Difference {
+    term: u64,
     pub subscribe: Vec<UserId>,
     /// To be sent after `subscribe` was confirmed; no user is in both.
     pub unsubscribe: Vec<UserId>,
@@ -63,13 +125,13 @@ impl Subscriptions {
     /// None: the bus was stopped.
     pub fn hold(&self, user: UserId) -> Option<Held> {
         let mut table = self.table();
-        let Table { users, wanted, unwanted, held, closed } = &mut *table;
+        let Table { users, wanted, unwanted, held, closed, bell, .. } = &mut *table;
         if *closed {
             return None;
         }
         let entry = users.entry(user).or_insert_with(|| {
             wanted.insert(user);
-            self.changed.notify_one();
+            bell.notify_one();
             Entry { count: 0, stage: Stage::Wanted, waiting: Vec::new() }
         });
         if entry.count == 0 {
@@ -89,7 +151,7 @@ impl Subscriptions {
 
     pub fn release(&self, user: UserId) {
         let mut table = self.table();
-        let Table { users, wanted, unwanted, held, .. } = &mut *table;
+        let Table { users, wanted, unwanted, held, bell, .. } = &mut *table;
         let Some(entry) = users.get_mut(&user).filter(|entry| entry.count > 0) else {
             return;
         };
@@ -106,16 +168,19 @@ impl Subscriptions {
             Stage::Asked => {}
             Stage::Live => {
                 unwanted.insert(user);
-                self.changed.notify_one();
+                bell.notify_one();
             }
         }
     }
 
-    /// Up to `max` of each; None if the server has it all. The caller takes again only after the
-    /// server confirmed, or after `lost`.
-    pub fn take(&self, max: usize) -> Option<Difference> {
+    /// Up to `max` of each; None if the server has it all, or if it is not the caller, who has this
+    /// bell, that takes. The caller takes again only after the server confirmed, or after `lost`.
+    pub fn take(&self, max: usize, by: &Arc<Notify>) -> Option<Difference> {
         let mut table = self.table();
-        let Table { users, wanted, unwanted, .. } = &mut *table;
+        if !Arc::ptr_eq(&table.bell, by) {
+            return None;
+        }
+        let Table { users, wanted, unwanted, term, .. } = &mut *table;
         let subscribe: Vec<_> = wanted.extract_if(|_| true).take(max).collect();
         for user in &subscribe {
             users.get_mut(user).expect("a wanted user has an entry").stage = Stage::Asked;
@@ -127,14 +192,17 @@ impl Subscriptions {
             users.remove(user);
         }
         let nothing = subscribe.is_empty() && unsubscribe.is_empty();
-        (!nothing).then_some(Difference { subscribe, unsubscribe })
+        (!nothing).then_some(Difference { term: *term, subscribe, unsubscribe })
     }
 
-    /// The server has confirmed these, as they were taken.
-    pub fn confirm(&self, subscribed: &[UserId]) {
+    /// The server has confirmed what was to be subscribed to.
+    pub fn confirm(&self, taken: &Difference) {
         let mut table = self.table();
-        let Table { users, unwanted, .. } = &mut *table;
-        for user in subscribed {
+        let Table { users, unwanted, term, .. } = &mut *table;
+        if taken.term != *term {
+            return;
+        }
+        for user in &taken.subscribe {
             let entry = users.get_mut(user).expect("only `lost` and `close` drop what was asked");
             entry.stage = Stage::Live;
             // Taken whole: most users are confirmed once, and then held for hours.
@@ -148,11 +216,21 @@ impl Subscriptions {
         }
     }
 
+    /// The server has none of them any more; who takes rings with this from now on.
+    pub fn moved(&self, bell: Arc<Notify>) {
+        self.table().bell = bell;
+        self.lost();
+    }
+
     /// The server has none of them any more.
     pub fn lost(&self) {
         let mut table = self.table();
-        let Table { users, wanted, unwanted, .. } = &mut *table;
+        let Table { users, wanted, unwanted, bell, term, whole, gap, .. } = &mut *table;
         unwanted.clear();
+        *term += 1;
+        // Before it was whole for the first time nobody can have missed anything.
+        *gap |= std::mem::take(whole);
+        bell.notify_one();
         users.retain(|user, entry| {
             entry.stage = Stage::Wanted;
             entry.count > 0 && {
@@ -162,14 +240,26 @@ impl Subscriptions {
         });
     }
 
-    /// Nothing is confirmed any more: who waits hears it, and who comes later.
-    pub fn close(&self) {
-        *self.table() = Table { closed: true, ..Table::default() };
+    /// If nothing is left to take, and nothing that was taken waits, all is restored. True if a gap
+    /// is to be told now.
+    pub fn settle(&self) -> bool {
+        let mut table = self.table();
+        let settled = table.wanted.is_empty()
+            && (table.whole || table.users.values().all(|entry| entry.stage == Stage::Live));
+        table.whole |= settled && !table.closed;
+        table.whole && std::mem::take(&mut table.gap)
     }
 
-    /// Ready when there may be something to take. Cancel-safe.
-    pub fn changed(&self) -> Notified<'_> {
-        self.changed.notified()
+    /// Whether the server was told to send this user's events, and not to stop.
+    pub fn expects(&self, user: UserId) -> bool {
+        self.table().users.get(&user).is_some_and(|entry| entry.stage != Stage::Wanted)
+    }
+
+    /// Nothing is confirmed any more: who waits hears it, and who comes later.
+    pub fn close(&self) {
+        let mut table = self.table();
+        let term = table.term + 1;
+        *table = Table { closed: true, term, ..Table::default() };
     }
 
     pub fn held(&self) -> usize {
@@ -189,12 +279,17 @@ mod tests {
         UserId(uuid::Uuid::from_u128(n))
     }
 
+    fn take(subscriptions: &Subscriptions, max: usize) -> Option<Difference> {
+        let bell = subscriptions.table().bell.clone();
+        subscriptions.take(max, &bell)
+    }
+
     /// The server's side: applies what is taken until nothing is left.
     fn settle(subscriptions: &Subscriptions, server: &mut HashSet<UserId>) {
-        while let Some(Difference { subscribe, unsubscribe }) = subscriptions.take(3) {
-            server.extend(&subscribe);
-            subscriptions.confirm(&subscribe);
-            for user in &unsubscribe {
+        while let Some(taken) = take(subscriptions, 3) {
+            server.extend(&taken.subscribe);
+            subscriptions.confirm(&taken);
+            for user in &taken.unsubscribe {
                 assert!(server.remove(user), "unsubscribed from what the server does not have");
             }
         }
@@ -211,26 +306,26 @@ mod tests {
     fn a_hold_waits_for_its_confirmation() {
         let subscriptions = Subscriptions::default();
         let Some(Held::Waiting(mut waiting)) = subscriptions.hold(user(1)) else { panic!() };
-        let taken = subscriptions.take(10).unwrap();
+        let taken = take(&subscriptions, 10).unwrap();
         assert_eq!((taken.subscribe.len(), taken.unsubscribe.len()), (1, 0));
         assert!(waiting.try_recv().is_err());
-        subscriptions.confirm(&taken.subscribe);
+        subscriptions.confirm(&taken);
         assert!(waiting.try_recv().is_ok());
         assert!(matches!(subscriptions.hold(user(1)), Some(Held::Live)));
         assert_eq!(subscriptions.held(), 1);
-        assert!(subscriptions.take(10).is_none());
+        assert!(take(&subscriptions, 10).is_none());
     }
 
     #[test]
     fn released_while_asked_is_unsubscribed_after_the_confirmation() {
         let subscriptions = Subscriptions::default();
         subscriptions.hold(user(1));
-        let taken = subscriptions.take(10).unwrap();
+        let taken = take(&subscriptions, 10).unwrap();
         subscriptions.release(user(1));
         assert_eq!(subscriptions.held(), 0);
-        assert!(subscriptions.take(10).is_none());
-        subscriptions.confirm(&taken.subscribe);
-        assert_eq!(subscriptions.take(10).unwrap().unsubscribe, [user(1)]);
+        assert!(take(&subscriptions, 10).is_none());
+        subscriptions.confirm(&taken);
+        assert_eq!(take(&subscriptions, 10).unwrap().unsubscribe, [user(1)]);
     }
 
     /// The race: UNSUBSCRIBE is on its way when the user comes back. The hold must not take the
@@ -239,21 +334,21 @@ mod tests {
     fn held_again_while_unsubscribing_waits_for_a_new_confirmation() {
         let subscriptions = Subscriptions::default();
         subscriptions.hold(user(1));
-        subscriptions.confirm(&subscriptions.take(10).unwrap().subscribe);
+        subscriptions.confirm(&take(&subscriptions, 10).unwrap());
         subscriptions.release(user(1));
-        assert_eq!(subscriptions.take(10).unwrap().unsubscribe, [user(1)]);
+        assert_eq!(take(&subscriptions, 10).unwrap().unsubscribe, [user(1)]);
         assert!(!confirmed(subscriptions.hold(user(1))));
-        assert_eq!(subscriptions.take(10).unwrap().subscribe, [user(1)]);
+        assert_eq!(take(&subscriptions, 10).unwrap().subscribe, [user(1)]);
     }
 
     #[test]
     fn held_again_before_it_was_taken_stays_live() {
         let subscriptions = Subscriptions::default();
         subscriptions.hold(user(1));
-        subscriptions.confirm(&subscriptions.take(10).unwrap().subscribe);
+        subscriptions.confirm(&take(&subscriptions, 10).unwrap());
         subscriptions.release(user(1));
         assert!(confirmed(subscriptions.hold(user(1))));
-        assert!(subscriptions.take(10).is_none());
+        assert!(take(&subscriptions, 10).is_none());
     }
 
     #[test]
@@ -265,11 +360,38 @@ mod tests {
         settle(&subscriptions, &mut HashSet::new());
         subscriptions.release(user(1)); // unwanted
         subscriptions.hold(user(5)); // asked
-        assert!(subscriptions.take(1).is_some());
+        assert!(take(&subscriptions, 1).is_some());
         subscriptions.lost();
         let mut server = HashSet::new();
         settle(&subscriptions, &mut server);
         assert_eq!(server, (2..=5).map(user).collect());
+    }
+
+    /// A slot moved while its command was under way: the late confirmation is of another master.
+    #[test]
+    fn a_confirmation_from_before_a_loss_is_void_and_a_gap_is_told_once() {
+        let subscriptions = Subscriptions::default();
+        subscriptions.lost();
+        let Some(Held::Waiting(mut waiting)) = subscriptions.hold(user(1)) else { panic!() };
+        assert!(!subscriptions.settle());
+        let (before, old) = (take(&subscriptions, 10).unwrap(), subscriptions.table().bell.clone());
+        assert!(subscriptions.expects(user(1)) && !subscriptions.expects(user(2)));
+        subscriptions.moved(Arc::default());
+        assert!(!subscriptions.expects(user(1)));
+        subscriptions.confirm(&before);
+        assert!(waiting.try_recv().is_err());
+        assert!(subscriptions.take(10, &old).is_none(), "by whom it was taken from");
+        subscriptions.confirm(&take(&subscriptions, 10).unwrap());
+        assert!(waiting.try_recv().is_ok());
+        // Nobody had anything before; from now on a loss is one.
+        assert!(!subscriptions.settle());
+        subscriptions.lost();
+        assert!(!subscriptions.settle(), "not while it is wanted");
+        let taken = take(&subscriptions, 10).unwrap();
+        assert!(!subscriptions.settle(), "not while it is asked for");
+        subscriptions.confirm(&taken);
+        assert!(subscriptions.settle());
+        assert!(!subscriptions.settle(), "twice");
     }
 
     #[test]
@@ -311,11 +433,11 @@ mod tests {
                         *count = count.saturating_sub(1);
                     }
                     6 => match asked.take() {
-                        None => asked = subscriptions.take(2),
-                        Some(Difference { subscribe, unsubscribe }) => {
-                            server.extend(&subscribe);
-                            subscriptions.confirm(&subscribe);
-                            server.retain(|user| !unsubscribe.contains(user));
+                        None => asked = take(&subscriptions, 2),
+                        Some(taken) => {
+                            server.extend(&taken.subscribe);
+                            subscriptions.confirm(&taken);
+                            server.retain(|user| !taken.unsubscribe.contains(user));
                         }
                     },
                     _ if random(10) == 0 => {
@@ -328,10 +450,10 @@ mod tests {
                 let held = counts.values().filter(|count| **count > 0).count();
                 assert_eq!(subscriptions.held(), held);
             }
-            if let Some(Difference { subscribe, unsubscribe }) = asked {
-                server.extend(&subscribe);
-                subscriptions.confirm(&subscribe);
-                server.retain(|user| !unsubscribe.contains(user));
+            if let Some(taken) = asked {
+                server.extend(&taken.subscribe);
+                subscriptions.confirm(&taken);
+                server.retain(|user| !taken.unsubscribe.contains(user));
             }
             settle(&subscriptions, &mut server);
             counts.retain(|_, count| *count > 0);

@@ -80,17 +80,9 @@ pub(super) async fn run(inner: &Inner, mut changes: mpsc::Receiver<Change>) {
         if joining.is_empty() {
             continue;
         }
-        match inner.register(&mut joining, true).await {
-            Ok(registered) => {
-                for (reply, registered) in replies.into_iter().zip(registered) {
-                    let _ = reply.send(Ok(registered));
-                }
-            }
-            Err(error) => {
-                for reply in replies {
-                    let _ = reply.send(Err(error.clone()));
-                }
-            }
+        let registered = inner.register(&mut joining, true).await;
+        for (reply, registered) in replies.into_iter().zip(registered) {
+            let _ = reply.send(registered);
         }
     }
 }

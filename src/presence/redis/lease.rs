@@ -2,22 +2,25 @@
 //! somebody's absence.
 //!
 //! A lease is a key that expires. It is lost when the server says so (the key is gone), when this
-//! node's own clock does, or when what it covers is in doubt (a failed write, another run of the
+//! node's own clock does, or when what it covers is in doubt (a failed write, another run of a
 //! server). A lost lease is never revived, for others may have acted on its end: the node takes a
-//! new id, and its sessions are registered again.
+//! new id, and its sessions are registered again. Of a cluster each master is watched for itself:
+//! while one is away, those that it holds nothing of are known about.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_redis::{Connection, Pool};
 use redis::Value;
+use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::pool::{Failure, Outcome, bounded};
+use crate::config::Addr;
 use crate::ids::NodeId;
+use crate::shards::{Call, Failed, Layout, Pools, Run, Work};
 
 /// Between attempts while Redis does not answer; at most a tenth of the lease.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,13 +37,31 @@ pub(super) struct Lease {
     wake: Notify,
 }
 
-/// What this node has seen of the server.
+/// What this node has seen of the servers.
 struct Sight {
     /// By this node's clock, counted from before the request was sent.
     held_until: Instant,
+    masters: HashMap<Addr, Seen>,
+    /// The first lease was taken: whoever is met from now on is new.
+    begun: bool,
+}
+
+/// Of one master.
+#[derive(Default)]
+struct Seen {
     /// Since when every command succeeded, on one run of the server.
     whole_since: Option<Instant>,
     run_id: Option<Box<str>>,
+}
+
+#[derive(Debug, Error)]
+pub(super) enum Loss {
+    #[error("{0}")]
+    Failed(#[from] Failed),
+    #[error("the new lease's key exists")]
+    Taken,
+    #[error("{0} of the masters do not answer")]
+    Partly(usize),
 }
 
 /// Exists while the node's lease lives.
@@ -57,8 +78,8 @@ impl Lease {
             losses: AtomicU64::new(0),
             sight: Mutex::new(Sight {
                 held_until: Instant::now(),
-                whole_since: None,
-                run_id: None,
+                masters: HashMap::new(),
+                begun: false,
             }),
             doubtful: AtomicBool::new(false),
             wake: Notify::new(),
@@ -87,13 +108,17 @@ impl Lease {
         key(&self.prefix, node)
     }
 
-    /// Takes the first lease.
-    pub async fn begin(&self, pool: &Pool) -> Outcome<()> {
-        bounded(async { self.take(&mut pool.get().await?, self.node()).await }).await
+    /// Takes the first lease. Masters that do not answer may come later.
+    pub async fn begin(&self, pools: &Pools) -> Result<(), Loss> {
+        let mut work = pools.work();
+        self.greet(&mut work, &pools.shards().layout()).await;
+        self.take(&mut work, self.node()).await?;
+        self.sight().begun = true;
+        Ok(())
     }
 
     /// Keeps a lease, for ever.
-    pub async fn keep(&self, pool: &Pool) {
+    pub async fn keep(&self, pools: &Pools) {
         let (beat, retry) = (self.length / 3, RETRY.min(self.length / 10));
         loop {
             tokio::select! {
@@ -101,31 +126,33 @@ impl Lease {
                 () = self.wake.notified() => {}
             }
             // Not woken between attempts: while Redis is away, every failed write would.
-            while let Err(failure) = bounded(self.renew_or_replace(pool)).await {
-                self.on_failure();
-                debug!(%failure, "could not renew the lease of this node");
+            while let Err(loss) = self.renew_or_replace(pools).await {
+                debug!(%loss, "could not renew the lease of this node");
                 sleep(retry).await;
             }
         }
     }
 
-    async fn renew_or_replace(&self, pool: &Pool) -> Outcome<()> {
-        // First, for a new connection may reach another run of the server.
-        let mut connection = pool.get().await?;
+    async fn renew_or_replace(&self, pools: &Pools) -> Result<(), Loss> {
+        let mut work = pools.work();
         let sent = Instant::now();
-        let good = !self.doubtful.load(Ordering::Acquire) && sent < self.sight().held_until;
-        if good && self.set(&mut connection, self.node(), "XX").await? {
+        // First, for a new connection may reach another run of a server.
+        let away = self.greet(&mut work, &pools.shards().layout()).await;
+        let doubtful = self.doubtful.load(Ordering::Acquire);
+        let held = sent < self.sight().held_until;
+        // What is in doubt is registered anew once all masters answer: until then most is right.
+        if held && (!doubtful || away > 0) && self.set(&mut work, self.node(), "XX").await? {
             self.on_held(sent);
-            return Ok(());
+            return if away == 0 { Ok(()) } else { Err(Loss::Partly(away)) };
         }
         // Before the new lease is taken: a write that fails from now on puts that one in doubt. If
         // the take is given up on the way, the doubt must stand.
         self.doubtful.store(false, Ordering::Release);
-        self.sight().whole_since = None;
+        self.forget_whole();
         let node = NodeId::random();
-        if let Err(failure) = self.take(&mut connection, node).await {
+        if let Err(loss) = self.take(&mut work, node).await {
             self.doubtful.store(true, Ordering::Release);
-            return Err(failure);
+            return Err(loss);
         }
         warn!(%node, "the lease of this node was lost, it has a new one");
         self.node.send_modify(|current| {
@@ -135,31 +162,51 @@ impl Lease {
         Ok(())
     }
 
-    async fn take(&self, connection: &mut Connection, node: NodeId) -> Outcome<()> {
+    /// Sees whether each master answers; how many do not.
+    async fn greet(&self, work: &mut Work<'_>, layout: &Layout) -> usize {
+        let answers = work.ping().await;
+        let mut sight = self.sight();
+        // One that comes back later begins anew, even if it is the same process.
+        sight.masters.retain(|addr, _| layout.masters().contains(addr));
+        let mut away = 0;
+        for (addr, answer) in answers {
+            let seen = sight.masters.entry(addr.clone()).or_default();
+            match answer {
+                Ok(()) => {
+                    seen.whole_since.get_or_insert_with(Instant::now);
+                }
+                Err(failure) => {
+                    debug!(?addr, %failure, "a master does not answer");
+                    seen.whole_since = None;
+                    away += 1;
+                }
+            }
+        }
+        away
+    }
+
+    async fn take(&self, work: &mut Work<'_>, node: NodeId) -> Result<(), Loss> {
         let sent = Instant::now();
-        if !self.set(connection, node, "NX").await? {
-            return Err(Failure::Other("the new lease's key exists"));
+        if !self.set(work, node, "NX").await? {
+            return Err(Loss::Taken);
         }
         self.on_held(sent);
         Ok(())
     }
 
     /// False: not under that condition.
-    async fn set(&self, connection: &mut Connection, node: NodeId, only: &str) -> Outcome<bool> {
-        let mut set = redis::cmd("SET");
-        set.arg(self.key(node)).arg(1).arg(only);
-        set.arg("PX").arg(self.length.as_millis() as u64);
-        let reply: Value = set.query_async(connection).await?;
-        Ok(reply != Value::Nil)
+    async fn set(&self, work: &mut Work<'_>, node: NodeId, only: &str) -> Result<bool, Failed> {
+        let life = self.length.as_millis().to_string();
+        let arguments = vec!["1".into(), only.into(), "PX".into(), life];
+        let reply = work.one::<Value>(Call::command("SET", self.key(node), arguments)).await;
+        Ok(reply.inspect_err(|failed| self.on_failure(failed))? != Value::Nil)
     }
 
     /// Gives the lease back. `keep` must have been told to end.
-    pub async fn end(&self, pool: &Pool) {
-        self.on_failure();
-        let mut delete = redis::cmd("DEL");
-        delete.arg(self.key(self.node()));
-        let deleted = async { Ok(delete.exec_async(&mut pool.get().await?).await?) };
-        if let Err(failure) = bounded(deleted).await {
+    pub async fn end(&self, pools: &Pools) {
+        self.forget_whole();
+        let delete = Call::command("DEL", self.key(self.node()), Vec::new());
+        if let Err(failure) = pools.work().one::<Value>(delete).await {
             info!(%failure, "could not give the lease of this node back, it will run out");
         }
     }
@@ -167,45 +214,77 @@ impl Lease {
     fn on_held(&self, sent: Instant) {
         let mut sight = self.sight();
         sight.held_until = sent + self.length;
-        sight.whole_since.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        for seen in sight.masters.values_mut() {
+            seen.whole_since.get_or_insert(now);
+        }
+    }
+
+    /// What was concluded holds no more.
+    fn forget_whole(&self) {
+        self.sight().masters.values_mut().for_each(|seen| seen.whole_since = None);
     }
 
     /// A command failed.
-    pub fn on_failure(&self) {
-        self.sight().whole_since = None;
+    pub fn on_failure(&self, failed: &Failed) {
+        match &failed.addr {
+            Some(addr) => {
+                if let Some(seen) = self.sight().masters.get_mut(addr) {
+                    seen.whole_since = None;
+                }
+            }
+            None => self.forget_whole(),
+        }
     }
 
     /// A write failed, done or not.
-    pub fn on_failed_write(&self) {
-        self.on_failure();
+    pub fn on_failed_write(&self, failed: &Failed) {
+        self.on_failure(failed);
+        self.doubt();
+    }
+
+    fn doubt(&self) {
         self.doubtful.store(true, Ordering::Release);
         self.wake.notify_one();
     }
 
     /// The server does not know this node's lease any more.
     pub fn on_missing(&self) {
-        self.on_failure();
+        self.forget_whole();
         self.wake.notify_one();
     }
 
-    /// A new connection reached this run of the server. Another run may have lost what was
+    /// A new connection to the master reached this run of it. Another run may have lost what was
     /// registered, even where it still has the lease: restored from disk, or a replica.
-    pub fn on_connection(&self, run_id: &str) {
+    pub fn on_connection(&self, addr: &Addr, run: Run) {
         let mut sight = self.sight();
-        let known = sight.run_id.replace(run_id.into());
-        if known.is_some_and(|known| &*known != run_id) {
-            drop(sight);
-            info!("Redis was restarted or replaced");
-            self.on_failed_write();
+        let begun = sight.begun;
+        let seen = sight.masters.entry(addr.clone()).or_default();
+        if seen.run_id.as_ref() == Some(&run.0) {
+            return;
+        }
+        seen.run_id = Some(run.0);
+        seen.whole_since = None;
+        drop(sight);
+        // Also one that took another's place: a replica may lack the last of what was registered.
+        if begun {
+            info!(?addr, "Redis was restarted or replaced");
+            self.doubt();
         }
     }
 
-    /// Others whose lease was lost by the same event have registered again by now.
-    pub fn absence_is_certain(&self) -> bool {
+    /// Whether who is not found on this master is not there: others whose lease was lost by the same
+    /// event have registered again by now.
+    pub fn absence_is_certain_on(&self, addr: &Addr) -> bool {
         let sight = self.sight();
         let now = Instant::now();
+        let whole = sight.masters.get(addr).and_then(|seen| seen.whole_since);
         now < sight.held_until
-            && sight.whole_since.is_some_and(|since| now - since >= self.length + self.length / 3)
+            && whole.is_some_and(|since| now - since >= self.length + self.length / 3)
+    }
+
+    pub fn absence_is_certain(&self, layout: &Layout) -> bool {
+        layout.masters().iter().all(|addr| self.absence_is_certain_on(addr))
     }
 
     fn sight(&self) -> MutexGuard<'_, Sight> {

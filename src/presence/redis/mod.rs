@@ -5,34 +5,34 @@
 //! | `<prefix>:{pNN}:presence:<user>` | hash: device -> entry as JSON, and the last-seen time |
 //! | `<prefix>:node:<node>` | the node's lease; gone when it ran out |
 //!
-//! An entry is valid while its node's lease lives, so a crash needs no clean-up to be seen.
+//! An entry is valid while its node's lease lives, so a crash needs no clean-up to be seen. In a
+//! cluster all that is the user's lies in one slot, and each lease in one of its own.
 
 mod gather;
 mod lease;
 mod orphans;
-mod pool;
 mod stored;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use deadpool_redis::{Connection, Pool};
-use redis::Pipeline;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::gather::Gather;
-use self::lease::Lease;
+use self::lease::{Lease, Loss};
 pub(in crate::presence) use self::orphans::count as count_orphans;
-use self::pool::{Outcome, Step, bounded, pool};
 use self::stored::{Found, Stored};
-use super::{Entry, KEPT, Registered, Result, Status};
+use super::{Entry, KEPT, PresenceError, Registered, Result, Status};
 use crate::clock::Timestamp;
-use crate::config::{PresenceConfig, RedisConfig};
+use crate::config::PresenceConfig;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
+use crate::shards::{Call, Failed, Failure, Pools, Script, Shards, ShardsError, Work, of_connect};
 
+/// Connections to one master.
+const POOL_SIZE: usize = 16;
 /// Users in one pipeline.
 const CHUNK: usize = 1_000;
 
@@ -43,12 +43,11 @@ pub struct RedisPresence {
 }
 
 struct Inner {
-    config: RedisConfig,
     max_devices: usize,
-    pool: Pool,
+    pools: Arc<Pools>,
     lease: Arc<Lease>,
-    register: Step,
-    remove: Step,
+    register: Script,
+    remove: Script,
     /// Ends the renewal of the lease.
     closing: CancellationToken,
 }
@@ -56,27 +55,29 @@ struct Inner {
 impl RedisPresence {
     pub(super) async fn connect(
         config: &PresenceConfig,
-        redis: &RedisConfig,
+        shards: &Shards,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self> {
-        let lease = Arc::new(Lease::new(&redis.prefix, config.lease));
-        let pool = pool(redis, lease.clone())?;
-        lease.begin(&pool).await?;
+        let lease = Arc::new(Lease::new(&shards.config().prefix, config.lease));
+        let pools = Arc::new(Pools::new(shards.clone(), POOL_SIZE, {
+            let lease = lease.clone();
+            move |addr, run| lease.on_connection(addr, run)
+        }));
+        lease.begin(&pools).await.map_err(of_begin)?;
         let closing = stop.child_token();
         tasks.spawn({
-            let (lease, pool, closing) = (lease.clone(), pool.clone(), closing.clone());
+            let (lease, pools, closing) = (lease.clone(), pools.clone(), closing.clone());
             async move {
-                closing.run_until_cancelled(lease.keep(&pool)).await;
+                closing.run_until_cancelled(lease.keep(&pools)).await;
             }
         });
         let inner = Arc::new(Inner {
-            config: redis.clone(),
             max_devices: config.max_devices,
-            pool,
+            pools,
             lease,
-            register: Step::new(include_str!("register.lua")),
-            remove: Step::new(include_str!("remove.lua")),
+            register: Script::new(include_str!("register.lua")),
+            remove: Script::new(include_str!("remove.lua")),
             closing,
         });
         let (gather, changes) = Gather::new();
@@ -102,7 +103,7 @@ impl RedisPresence {
     }
 
     pub(super) fn absence_is_certain(&self) -> bool {
-        self.inner.lease.absence_is_certain()
+        self.inner.lease.absence_is_certain(&self.inner.pools.shards().layout())
     }
 
     pub(super) async fn register(&self, user: UserId, entry: Entry) -> Result<Registered> {
@@ -115,7 +116,9 @@ impl RedisPresence {
     ) -> Result<Vec<Registered>> {
         let mut registered = Vec::with_capacity(entries.len());
         for chunk in entries.chunks_mut(CHUNK) {
-            registered.extend(self.inner.register(chunk, false).await?);
+            for outcome in self.inner.register(chunk, false).await {
+                registered.push(outcome?);
+            }
         }
         Ok(registered)
     }
@@ -133,63 +136,56 @@ impl RedisPresence {
     pub(super) async fn status(&self, users: &[UserId]) -> Vec<Status> {
         let mut statuses = Vec::with_capacity(users.len());
         for chunk in users.chunks(CHUNK) {
-            match bounded(self.inner.status(chunk)).await {
-                Ok(found) => statuses.extend(found),
-                Err(failure) => {
-                    self.inner.lease.on_failure();
-                    warn!(%failure, users = users.len(), "could not ask for presence");
-                    break;
-                }
-            }
+            statuses.extend(self.inner.status(chunk).await);
         }
-        statuses.resize(users.len(), Status::Unknown { last_seen: None });
         statuses
     }
 
     pub(super) async fn ping(&self) -> Result<()> {
-        let ping = async {
-            let mut connection = self.inner.pool.get().await?;
-            Ok(redis::cmd("PING").exec_async(&mut connection).await?)
-        };
-        Ok(bounded(ping).await?)
+        for (_, answer) in self.inner.pools.work().ping().await {
+            answer.map_err(|failure| PresenceError::Unavailable(failure.to_string()))?;
+        }
+        Ok(())
     }
 
     pub(super) async fn close(&self) {
         self.inner.closing.cancel();
-        self.inner.lease.end(&self.inner.pool).await;
+        self.inner.lease.end(&self.inner.pools).await;
     }
 }
+
+/// Of a step: what became of each.
+type Outcomes<T> = Vec<std::result::Result<T, Failed>>;
 
 impl Inner {
     /// Under the lease that is current when all is done: if it was lost meanwhile, the bulk
     /// registration for the new one may have come before ours, which then would stay under the
-    /// dead one.
+    /// dead one. One answer each, at the same place.
     async fn register(
         &self,
         chunk: &mut [(UserId, Entry)],
         joins: bool,
-    ) -> Result<Vec<Registered>> {
-        let mut first: Option<Vec<Registered>> = None;
+    ) -> Vec<Result<Registered>> {
+        let mut first: Option<Outcomes<Registered>> = None;
         loop {
             let (node, term) = self.lease.current();
             for (_, entry) in chunk.iter_mut() {
                 entry.node = node;
             }
-            let mut registered = match bounded(self.register_once(chunk, joins, term)).await {
-                Ok(registered) => registered,
-                Err(failure) => {
-                    self.lease.on_failed_write();
-                    return Err(failure.into());
-                }
-            };
+            let mut registered = self.register_once(chunk, joins, term).await;
             // Who was replaced shows only the first time.
-            if let Some(first) = first {
-                for (now, first) in registered.iter_mut().zip(first) {
+            for (now, first) in registered.iter_mut().zip(first.into_iter().flatten()) {
+                if let (Ok(now), Ok(first)) = (now, first) {
                     now.replaced = now.replaced.take().or(first.replaced);
                 }
             }
-            if self.lease.node() == node {
-                return Ok(registered);
+            let failed = registered.iter().find_map(|outcome| outcome.as_ref().err());
+            if let Some(failed) = failed {
+                self.lease.on_failed_write(failed);
+            }
+            if failed.is_some() || self.lease.node() == node {
+                let outcome = |outcome: std::result::Result<_, Failed>| Ok(outcome?);
+                return registered.into_iter().map(outcome).collect();
             }
             first = Some(registered);
         }
@@ -200,40 +196,45 @@ impl Inner {
         chunk: &[(UserId, Entry)],
         joins: bool,
         term: u64,
-    ) -> Outcome<Vec<Registered>> {
-        let mut connection = self.pool.get().await?;
+    ) -> Outcomes<Registered> {
+        let mut work = self.pools.work();
         let all: Vec<_> = chunk.iter().collect();
-        let found = self.register_step(&mut connection, &all, joins, term, &[]).await?;
+        let found = self.register_step(&mut work, &all, joins, term, &[]).await;
         // Most users have one device, and it was nowhere else: then that was all.
-        let nodes: HashSet<_> = found.iter().flat_map(|(_, others)| others).copied().collect();
-        let alive = self.alive(&mut connection, nodes).await?;
-        let is_dead = |node: &NodeId| alive.get(node) == Some(&false);
-        let (mut registered, others): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-        let again: Vec<usize> =
-            (0..chunk.len()).filter(|at| others[*at].iter().any(is_dead)).collect();
+        let others = found.iter().flatten().flat_map(|(_, others)| others);
+        let alive = self.alive(&mut work, others.copied().collect()).await;
+        let is_dead = |node: &NodeId| alive.get(node) == Some(&Some(false));
+        let again: Vec<usize> = (0..chunk.len())
+            .filter(|at| matches!(&found[*at], Ok((_, others)) if others.iter().any(is_dead)))
+            .collect();
+        let mut registered: Outcomes<_> =
+            found.into_iter().map(|found| found.map(|(registered, _)| registered)).collect();
         if again.is_empty() {
-            return Ok(registered);
+            return registered;
         }
         let dead: Vec<_> = alive.keys().copied().filter(is_dead).collect();
         let some: Vec<_> = again.iter().map(|at| &chunk[*at]).collect();
-        let found = self.register_step(&mut connection, &some, joins, term, &dead).await?;
-        for (at, (now, _)) in again.into_iter().zip(found) {
-            // What it replaced in the first step is not there any more to be replaced.
-            let replaced = registered[at].replaced.take().filter(|old| !is_dead(&old.node));
-            registered[at] = Registered { replaced: now.replaced.or(replaced), ..now };
+        let found = self.register_step(&mut work, &some, joins, term, &dead).await;
+        for (at, now) in again.into_iter().zip(found) {
+            registered[at] = now.map(|(now, _)| {
+                // What it replaced in the first step is not there any more to be replaced.
+                let replaced = registered[at].as_mut().ok().and_then(|first| first.replaced.take());
+                let replaced = replaced.filter(|old| !is_dead(&old.node));
+                Registered { replaced: now.replaced.or(replaced), ..now }
+            });
         }
-        Ok(registered)
+        registered
     }
 
     /// And for each the other nodes on which its user has, or had, a device.
     async fn register_step(
         &self,
-        connection: &mut Connection,
+        work: &mut Work<'_>,
         entries: &[&(UserId, Entry)],
         joins: bool,
         term: u64,
         dead: &[NodeId],
-    ) -> Outcome<Vec<(Registered, Vec<NodeId>)>> {
+    ) -> Outcomes<(Registered, Vec<NodeId>)> {
         let calls = entries.iter().map(|(user, entry)| {
             let mut arguments = vec![
                 entry.device.to_string(),
@@ -243,77 +244,114 @@ impl Inner {
                 u8::from(joins).to_string(),
             ];
             arguments.extend(dead.iter().map(NodeId::to_string));
-            (self.key(*user), arguments)
+            Call::script(&self.register, self.key(*user), arguments)
         });
-        let replies: Vec<(bool, usize, String, Vec<String>)> =
-            self.register.pipeline(calls).query_async(connection).await?;
-        let read = |((_, entry), (younger, devices, replaced, others)): (&&(_, Entry), _)| {
-            let (replaced, others): (String, Vec<String>) = (replaced, others);
+        let replies: Outcomes<(bool, usize, String, Vec<String>)> =
+            work.run(&calls.collect::<Vec<_>>()).await;
+        let read = |((_, entry), reply): (&&(_, Entry), std::result::Result<_, Failed>)| {
+            let (younger, devices, replaced, others): (_, _, String, Vec<String>) = reply?;
             let replaced = Stored::read(entry.device.as_str(), &replaced);
             let others = others.iter().filter_map(|node| node.parse().ok()).collect();
-            (Registered { replaced, younger, devices }, others)
+            Ok((Registered { replaced, younger, devices }, others))
         };
-        Ok(entries.iter().zip(replies).map(read).collect())
+        entries.iter().zip(replies).map(read).collect()
     }
 
     async fn remove_all(&self, chunk: &[(UserId, DeviceId, SessionId)]) {
-        if let Err(failure) = bounded(self.remove(chunk)).await {
-            self.lease.on_failed_write();
-            warn!(%failure, sessions = chunk.len(), "could not remove sessions from presence");
-        }
-    }
-
-    async fn remove(&self, chunk: &[(UserId, DeviceId, SessionId)]) -> Outcome<()> {
-        let mut connection = self.pool.get().await?;
         let now = Timestamp::now().millis().to_string();
         let calls = chunk.iter().map(|(user, device, session)| {
             let kept = KEPT.as_secs().to_string();
-            (self.key(*user), vec![device.to_string(), session.to_string(), now.clone(), kept])
+            let arguments = vec![device.to_string(), session.to_string(), now.clone(), kept];
+            Call::script(&self.remove, self.key(*user), arguments)
         });
-        Ok(self.remove.pipeline(calls).exec_async(&mut connection).await?)
+        let removed: Outcomes<bool> = self.pools.work().run(&calls.collect::<Vec<_>>()).await;
+        let failed: Vec<_> = removed.into_iter().filter_map(std::result::Result::err).collect();
+        if let Some(failure) = failed.first() {
+            self.lease.on_failed_write(failure);
+            warn!(%failure, sessions = failed.len(), "could not remove sessions from presence");
+        }
     }
 
-    async fn status(&self, chunk: &[UserId]) -> Outcome<Vec<Status>> {
-        let mut connection = self.pool.get().await?;
-        let mut pipeline = Pipeline::with_capacity(chunk.len());
-        for user in chunk {
-            pipeline.cmd("HGETALL").arg(self.key(*user));
+    async fn status(&self, chunk: &[UserId]) -> Vec<Status> {
+        let mut work = self.pools.work();
+        let keys: Vec<String> = chunk.iter().map(|user| self.key(*user)).collect();
+        let calls: Vec<_> =
+            keys.iter().map(|key| Call::command("HGETALL", key.clone(), Vec::new())).collect();
+        let hashes: Outcomes<Vec<(String, String)>> = work.run(&calls).await;
+        let failed: Vec<_> = hashes.iter().filter_map(|hash| hash.as_ref().err()).collect();
+        if let Some(failure) = failed.first() {
+            warn!(%failure, users = failed.len(), "could not ask for presence");
+            failed.iter().for_each(|failed| self.lease.on_failure(failed));
+            if failed.len() == chunk.len() {
+                return vec![Status::Unknown { last_seen: None }; chunk.len()];
+            }
         }
-        let hashes: Vec<Vec<(String, String)>> = pipeline.query_async(&mut connection).await?;
-        let found: Vec<Found> = hashes.into_iter().map(Found::read).collect();
+        let found: Vec<Option<Found>> =
+            hashes.into_iter().map(|hash| Some(Found::read(hash.ok()?))).collect();
 
         let own = self.lease.node();
-        let mut nodes: HashSet<_> =
-            found.iter().flat_map(|found| &found.entries).map(|entry| entry.node).collect();
+        let entries = found.iter().flatten().flat_map(|found| &found.entries);
+        let mut nodes: HashSet<_> = entries.map(|entry| entry.node).collect();
         nodes.insert(own);
-        let alive = self.alive(&mut connection, nodes).await?;
+        let alive = self.alive(&mut work, nodes).await;
         // A server that has lost our lease has lost what others registered, too.
-        if !alive[&own] {
+        if alive[&own] == Some(false) {
             self.lease.on_missing();
         }
-        // Asked last: a restart of the server has put it to an end by now.
-        let certain = self.lease.absence_is_certain();
-        Ok(found.into_iter().map(|found| found.judge(&alive, certain)).collect())
+        // Asked last: a restart of a server has put it to an end by now.
+        let layout = self.pools.shards().layout();
+        let certain = |key: &str| {
+            layout.owner(key).is_some_and(|addr| self.lease.absence_is_certain_on(addr))
+        };
+        // A lease that is not there may be lost like what else its master held.
+        let judge = |(found, key): (Option<Found>, &String)| match found {
+            None => Status::Unknown { last_seen: None },
+            Some(found) => {
+                let leases = found.entries.iter().map(|entry| entry.node);
+                let known = leases
+                    .filter(|node| alive[node] == Some(false))
+                    .all(|node| certain(&self.lease.key(node)));
+                found.judge(&alive, known && certain(key))
+            }
+        };
+        found.into_iter().zip(&keys).map(judge).collect()
     }
 
-    /// Which of the nodes' leases live.
+    /// Which of the nodes' leases live; None: not known.
     async fn alive(
         &self,
-        connection: &mut Connection,
+        work: &mut Work<'_>,
         nodes: HashSet<NodeId>,
-    ) -> Outcome<HashMap<NodeId, bool>> {
+    ) -> HashMap<NodeId, Option<bool>> {
         if nodes.is_empty() {
-            return Ok(HashMap::new());
+            return HashMap::new();
         }
-        let mut pipeline = Pipeline::with_capacity(nodes.len());
-        for node in &nodes {
-            pipeline.cmd("EXISTS").arg(self.lease.key(*node));
-        }
-        let alive: Vec<bool> = pipeline.query_async(connection).await?;
-        Ok(nodes.into_iter().zip(alive).collect())
+        let calls =
+            nodes.iter().map(|node| Call::command("EXISTS", self.lease.key(*node), Vec::new()));
+        let alive: Outcomes<bool> = work.run(&calls.collect::<Vec<_>>()).await;
+        let known = |alive: std::result::Result<bool, Failed>| {
+            alive.inspect_err(|failed| self.lease.on_failure(failed)).ok()
+        };
+        nodes.into_iter().zip(alive.into_iter().map(known)).collect()
     }
 
     fn key(&self, user: UserId) -> String {
-        self.config.user_key("presence", user)
+        self.pools.shards().config().user_key("presence", user)
+    }
+}
+
+impl From<Failed> for PresenceError {
+    fn from(failed: Failed) -> Self {
+        Self::Unavailable(failed.to_string())
+    }
+}
+
+fn of_begin(loss: Loss) -> PresenceError {
+    match loss {
+        Loss::Failed(Failed { why: Failure::Redis(error), .. }) => match of_connect(error) {
+            ShardsError::Unavailable(text) => PresenceError::Unavailable(text),
+            ShardsError::Rejected(text) => PresenceError::Rejected(text),
+        },
+        loss => PresenceError::Unavailable(loss.to_string()),
     }
 }

@@ -73,19 +73,20 @@ impl Found {
         found
     }
 
-    pub fn judge(self, alive: &HashMap<NodeId, bool>, absence_is_certain: bool) -> Status {
+    /// `alive`: which of the entries' leases live; None: not known.
+    pub fn judge(self, alive: &HashMap<NodeId, Option<bool>>, absence_is_certain: bool) -> Status {
+        let unknown = self.entries.iter().any(|entry| alive[&entry.node].is_none());
         let (online, dead): (Vec<_>, Vec<_>) =
-            self.entries.into_iter().partition(|entry| alive[&entry.node]);
+            self.entries.into_iter().partition(|entry| alive[&entry.node] == Some(true));
         if !online.is_empty() {
-            Status::Online(online)
+            return Status::Online(online);
+        }
+        let begun = dead.into_iter().map(|entry| entry.since).max();
+        let last_seen = self.last_seen.max(begun);
+        if self.unreadable || unknown || !absence_is_certain {
+            Status::Unknown { last_seen }
         } else {
-            let begun = dead.into_iter().map(|entry| entry.since).max();
-            let last_seen = self.last_seen.max(begun);
-            if self.unreadable || !absence_is_certain {
-                Status::Unknown { last_seen }
-            } else {
-                Status::Offline { last_seen }
-            }
+            Status::Offline { last_seen }
         }
     }
 }

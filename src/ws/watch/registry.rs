@@ -192,8 +192,8 @@ mod tests {
 
     async fn session(user: UserId) -> Arc<Session> {
         let (mode, allowed_origins) = (AuthMode::Dev, Vec::new());
-        let auth = AuthConfig { mode, allowed_origins, redis: None };
-        let auth = Authenticator::connect(auth).await.unwrap();
+        let auth = AuthConfig { mode, allowed_origins };
+        let auth = Authenticator::connect(auth, None).await.unwrap();
         let named = HeaderValue::from_str(&user.to_string()).unwrap();
         let headers = HeaderMap::from_iter([(HeaderName::from_static("x-user-id"), named)]);
         let peer = Ipv4Addr::LOCALHOST.into();

@@ -24,7 +24,7 @@ fn authenticator(mode: &str) -> Authenticator {
         "JWT_KEY" if mode == "jwt" => Some(SECRET.into()),
         _ => None,
     });
-    now(Authenticator::connect(config.expect("the settings are good").auth))
+    now(Authenticator::connect(config.expect("the settings are good").auth, None))
         .expect("a single key needs nobody")
 }
 

@@ -152,7 +152,8 @@ impl Ground {
     /// Takes away what the services hold of it.
     pub async fn remove(self) {
         let Some(postgres) = &self.database else { return };
-        let name = self.setting("REDIS_PREFIX").to_owned();
+        // Of the database, too.
+        let name = self.setting("KAFKA_OFFLINE_TOPIC").to_owned();
         let drop = format!("drop database {name} with (force)");
         // The server may be vacuuming it, which is not for us to end.
         let dropped = async || try_execute(postgres, &drop).await.ok();
