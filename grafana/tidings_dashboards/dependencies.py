@@ -42,6 +42,11 @@ def page():
             series("Failures of the store", "Statements that failed, a second. conflict is tried again; unavailable becomes 503.", "cps",
                    [("sum by (reason) (rate(tidings_store_failures_total{sel}[rate]))", "{{reason}}")], height=10, alert="TidingsStoreFailures"),
         ]),
+        ("Replica", [
+            series("Pages asked of the replica", "Pages of old history, a second. All but those served were then read from the primary: "
+                   "the replica lags, lacks a change, or is away.", "cps",
+                   [("sum by (outcome) (rate(tidings_store_replica_reads_total{sel}[rate]))", "{{outcome}}")], span=24),
+        ]),
         ("Redis", [
             series("Probe", "From a node's publish to itself to its arrival.", "s",
                    [("tidings_redis_probe_lag_seconds{sel}", "{{instance}}")], limit=1, span=6, alert="TidingsBusProbeLate"),
