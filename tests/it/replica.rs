@@ -63,7 +63,10 @@ impl Reader {
             let (outcome, count) = line.split_once("\"} ")?;
             Some((outcome.to_owned(), count.parse().unwrap()))
         });
-        lines.collect()
+        // They come in any order.
+        let mut outcomes: Vec<_> = lines.collect();
+        outcomes.sort();
+        outcomes
     }
 }
 
