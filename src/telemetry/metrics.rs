@@ -15,6 +15,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use crate::build_info::{COMMIT, VERSION};
 use crate::clock::Timestamp;
 use crate::protocol::code::{CloseCode, Code};
 
@@ -602,9 +603,7 @@ impl Handle for Build {
     }
 
     fn register(place: &Place) -> Self {
-        // Told to the compiler by whoever builds a release; a build must not depend on git.
-        let commit = option_env!("TIDINGS_COMMIT").unwrap_or("unknown");
-        let place = place.with("version", env!("CARGO_PKG_VERSION")).with("commit", commit);
+        let place = place.with("version", VERSION).with("commit", COMMIT);
         Gauge::register(&place).set(1);
         Self
     }

@@ -60,10 +60,7 @@ async fn check_master(shards: &Shards, layout: &Layout, addr: &Addr, found: &mut
             return found.problem("reachable", format!("{addr:?}: {error}"), fix);
         }
     };
-    found.ok(
-        "reachable",
-        format!("{addr:?}, in {} ms", started.elapsed().as_millis()),
-    );
+    found.ok("reachable", format!("{addr:?}, in {} ms", started.elapsed().as_millis()));
     let own = Own { layout, addr };
     server(&mut connection, found).await;
     commands(&mut connection, shards.config(), &own, found).await;
@@ -82,9 +79,7 @@ impl Own<'_> {
     /// A throw-away name that does.
     fn name(&self, make: impl Fn(Uuid) -> String) -> String {
         let mut names = std::iter::repeat_with(|| make(Uuid::new_v4())).take(1 << 16);
-        names
-            .find(|name| self.layout.owner(name) == Some(self.addr))
-            .unwrap_or_default()
+        names.find(|name| self.layout.owner(name) == Some(self.addr)).unwrap_or_default()
     }
 }
 
@@ -110,44 +105,30 @@ async fn server(connection: &mut MultiplexedConnection, found: &mut Findings) {
         }
     };
     let told = |name: &str| -> Option<&str> {
-        info.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(str::trim)
+        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     };
     let number = |name| told(name).and_then(|text| text.parse::<u64>().ok());
     let version = told("redis_version").unwrap_or("unknown");
-    let major = version
-        .split('.')
-        .next()
-        .and_then(|text| text.parse::<u32>().ok());
+    let major = version.split('.').next().and_then(|text| text.parse::<u32>().ok());
     match major.is_some_and(|major| major >= OLDEST) {
         true => found.ok("version", format!("Redis {version}")),
         false => found.problem("version", format!("Redis {version}"), "Redis 7 or later"),
     }
     if told("role") == Some("slave") {
-        found.problem(
-            "role",
-            "it is a replica, which takes no writes",
-            "name the primary",
-        );
+        found.problem("role", "it is a replica, which takes no writes", "name the primary");
     }
     let policy = told("maxmemory_policy").unwrap_or("noeviction");
     match number("maxmemory").unwrap_or_default() {
         0 => found.ok("memory", "nothing is evicted (maxmemory 0)"),
         limit if policy == "noeviction" => {
             let used = number("used_memory").unwrap_or_default();
-            let detail = format!(
-                "{} of {} MiB are used, nothing is evicted",
-                used >> 20,
-                limit >> 20
-            );
+            let detail =
+                format!("{} of {} MiB are used, nothing is evicted", used >> 20, limit >> 20);
             match used > limit / 10 * 9 {
                 false => found.ok("memory", detail),
-                true => found.warning(
-                    "memory",
-                    detail,
-                    "raise maxmemory: a full one takes no writes",
-                ),
+                true => {
+                    found.warning("memory", detail, "raise maxmemory: a full one takes no writes")
+                }
             }
         }
         // All our keys carry an end, so the volatile policies take them first of all.
@@ -209,15 +190,11 @@ async fn commands(
         }
     }
     if refused.is_empty() {
-        return found.ok(
-            "commands",
-            format!("all that a node uses, on keys of {}:", config.prefix),
-        );
+        return found
+            .ok("commands", format!("all that a node uses, on keys of {}:", config.prefix));
     }
-    let fix = format!(
-        "give this user the keys ~{}:* and these commands (ACL SETUSER)",
-        config.prefix
-    );
+    let fix =
+        format!("give this user the keys ~{}:* and these commands (ACL SETUSER)", config.prefix);
     found.problem("commands", refused.join("; "), fix);
 }
 
@@ -260,10 +237,9 @@ async fn channels(
         false
     };
     match timeout(ANSWER_LIMIT, heard).await {
-        Ok(true) => found.ok(
-            "channels",
-            format!("what is published to {}: arrives", config.prefix),
-        ),
+        Ok(true) => {
+            found.ok("channels", format!("what is published to {}: arrives", config.prefix))
+        }
         _ => found.problem("channels", "what was published was not heard", fix),
     }
     let _ = ask::<Value>(connection, &unsubscribe).await;
@@ -283,27 +259,14 @@ async fn subscriber_limits(connection: &mut MultiplexedConnection, found: &mut F
     let mut get = redis::cmd("CONFIG");
     get.arg("GET").arg("client-output-buffer-limit");
     let Ok(answer) = ask::<Vec<(String, String)>>(connection, &get).await else {
-        return found.ok(
-            "buffers",
-            "client-output-buffer-limit may not be asked for here",
-        );
+        return found.ok("buffers", "client-output-buffer-limit may not be asked for here");
     };
-    let text = answer
-        .into_iter()
-        .next()
-        .map(|(_, text)| text)
-        .unwrap_or_default();
+    let text = answer.into_iter().next().map(|(_, text)| text).unwrap_or_default();
     let Some((hard, soft)) = pubsub_limits(&text) else {
-        return found.ok(
-            "buffers",
-            "client-output-buffer-limit has no limit for subscribers",
-        );
+        return found.ok("buffers", "client-output-buffer-limit has no limit for subscribers");
     };
-    let detail = format!(
-        "a subscriber may lag by {} MiB, or {} for a while",
-        hard >> 20,
-        soft >> 20
-    );
+    let detail =
+        format!("a subscriber may lag by {} MiB, or {} for a while", hard >> 20, soft >> 20);
     let small = |limit: u64, usual: u64| limit > 0 && limit < usual;
     match small(hard, PUBSUB_LIMITS.0) || small(soft, PUBSUB_LIMITS.1) {
         false => found.ok("buffers", detail),
@@ -320,10 +283,7 @@ async fn subscriber_limits(connection: &mut MultiplexedConnection, found: &mut F
 fn pubsub_limits(text: &str) -> Option<(u64, u64)> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "pubsub")?;
-    Some((
-        words.get(at + 1)?.parse().ok()?,
-        words.get(at + 2)?.parse().ok()?,
-    ))
+    Some((words.get(at + 1)?.parse().ok()?, words.get(at + 2)?.parse().ok()?))
 }
 
 async fn ask<T: redis::FromRedisValue>(

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection, Either, Executor, FromRow, PgConnection, SqlSafeStr};
 use tokio::time::timeout;
 
-use super::{ANSWER_LIMIT, MIGRATOR, SINGLE_NODE_LOCK, connect, error, settings, sql};
+use super::{ANSWER_LIMIT, MIGRATOR, SINGLE_NODE_LOCK, connect, error, session, sql};
 use crate::clock::Timestamp;
 use crate::config::PostgresConfig;
 use crate::finding::Findings;
@@ -73,7 +73,7 @@ from pg_roles r, pg_database d
 where r.rolname = current_user and d.datname = current_database()";
 
 pub async fn check(config: &PostgresConfig, demand: Demand, found: &mut Findings) {
-    let options = settings(config.options.clone()).application_name("tidings check");
+    let options = session(config.options.clone()).application_name("tidings check");
     let place = format!(
         "{}:{}/{}",
         options.get_host(),
