@@ -53,9 +53,11 @@ COPY --from=build /root/image/ /
 # A new volume takes its owner from here.
 COPY --from=build --chown=65532:65532 /root/data/ /data/
 # All addresses: the node starts only if AUTH_MODE says who is believed.
+# The authorities that TLS believes where no setting names others: OpenSSL would look elsewhere.
 ENV SERVER_HOST=0.0.0.0 \
   DATA_DIR=/data \
-  LOG_FORMAT=json
+  LOG_FORMAT=json \
+  SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 # Without Postgres the messages are here. The root may be read-only.
 VOLUME /data
 WORKDIR /data

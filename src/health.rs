@@ -21,6 +21,10 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// An error if `/health` does not answer 200 in time; it names the address. Operators' own door is
 /// asked where there is one.
 pub async fn ask(config: &Config) -> anyhow::Result<()> {
+    ensure!(
+        config.http.admin_addr.is_some() || config.http.tls.is_none(),
+        "behind TLS_CERT_FILE the main port cannot be asked without its authority: set ADMIN_ADDR"
+    );
     let addr = reachable(config.http.admin_addr.unwrap_or(config.http.addr));
     ensure!(addr.port() != 0, "port 0 leaves the port open, so it is not known which to ask");
     let status = tokio::time::timeout(TIMEOUT, get_health(addr))

@@ -108,6 +108,8 @@ async fn logs_are_the_same(f: &Fixture, node: &Store, people: &[UserId], dice: &
         people.iter().map(|user| Span { user_id: *user, after: None, to: None }).collect();
     let all = f.store.sync_heads(&spans).await.unwrap();
     let mut wanted = Vec::new();
+    // The same for all: where a page of SQLite ends depends on the largest of its statement.
+    let room = [1, 3, 10, 200][dice.below(4)];
     for (user_id, heads) in people.iter().zip(all) {
         for head in heads.heads.into_iter().filter(|head| head.left_seq.is_none()) {
             let (last_seq, history_from_seq) = (head.last_seq, head.history_from_seq);
@@ -116,7 +118,7 @@ async fn logs_are_the_same(f: &Fixture, node: &Store, people: &[UserId], dice: &
                 user_id: *user_id,
                 conversation_id: head.conversation_id,
                 since: last_seq - lacks,
-                room: [1, 3, 10, 200][dice.below(4)],
+                room,
                 last_seq,
                 history_from_seq,
             });
