@@ -24,11 +24,11 @@ use super::{
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// The port of the service whose clients work here unchanged, as are the two buffer sizes below.
 const PORT: u16 = 8083;
-/// Some twenty thousand messages.
-const RECENT_BYTES: usize = 16 << 20;
 const BUFFER_MESSAGES: usize = 256;
 /// A thousand messages of a usual size; the bound of a slow consumer's memory.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Some twenty thousand messages.
+const RECENT_BYTES: usize = 16 << 20;
 /// Below the 30 s and more after which proxies and phones' networks drop a silent connection.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
 /// More than a phone needs to wake its radio.
@@ -167,12 +167,7 @@ fn read_redis(read: &mut Reader) -> Option<RedisConfig> {
         fine.then(|| text.to_owned())
             .ok_or_else(|| "at most 64 visible ASCII characters, no braces".into())
     });
-    let ca_file = read.parse("REDIS_CA_FILE", |path| {
-        let expected = "a readable file of certificates (PEM)";
-        let text = std::fs::read_to_string(path).map_err(|error| format!("{expected}: {error}"))?;
-        let fine = text.contains("-----BEGIN CERTIFICATE-----");
-        fine.then(|| PathBuf::from(path)).ok_or_else(|| expected.into())
-    });
+    let ca_file = read.parse("REDIS_CA_FILE", |path| read_certificates(path).map(|_| path.into()));
     if ca_file.is_some() && place.as_ref().is_some_and(|(_, place)| !place.tls) {
         read.fault("REDIS_CA_FILE", "a REDIS_URL with TLS, whose scheme begins with rediss");
     }

@@ -175,12 +175,11 @@ pub(super) fn read_certificates(path: &str) -> Result<Vec<CertificateDer<'static
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     read.ok()
         .filter(|certificates| !certificates.is_empty())
-        .ok_or_else(|| "the path of a file with certificates as PEM text".into())
+        .ok_or_else(|| "the path of a file of certificates (PEM)".into())
 }
 
 pub(super) fn read_file(path: &str) -> Result<Vec<u8>, String> {
-    std::fs::read(path)
-        .map_err(|error| format!("the path of a file that can be read ({})", error.kind()))
+    std::fs::read(path).map_err(|error| format!("the path of a file that can be read ({error})"))
 }
 
 /// Only the scheme of a URL is surely no secret: a password may hold any character, also unescaped.
