@@ -61,6 +61,7 @@ def made_up(folder: Path) -> Results:
     idle = {"sockets": sockets, "hold_seconds": 25.0, "cost": cost(**held, loadgen=1.0), "bytes_per_socket": {"node": 1_024.0, "redis": 300.0},
             "rss_before": {"node": 20 << 20}, "rss_held": {"node": 40 << 20}, "kernel": kernel,
             "us_per_socket_second": {"node": 1.0, "redis": 0.1, "kafka": 0.6, "loadgen": 7.0},
+            "us_per_socket_second_more": {"node": 0.8, "redis": 0.1, "kafka": 0.0, "loadgen": 7.0},
             "steps": [{"sockets": sockets, "us_per_connect": {"node": 100.0, "redis": 20.0, "loadgen": 70.0}, "cost": cost(node=1.5, redis=0.3, loadgen=1.0)}],
             "after_traffic": {"rss": {"node": 50 << 20}, "bytes_per_socket": {"node": 2_048.0}}}
     add("idle", idle)

@@ -67,7 +67,7 @@ def half(saturation: float) -> float:
 
 def idle(scale: Scale, _saturation: float) -> list[str]:
     # Held for one turn of the heartbeats: each socket is pinged once.
-    return ["idle", "--sockets", scale.of("15000", "1000"), "--rate", "1500", "--hold", scale.of("25s", "3s"),
+    return ["idle", "--sockets", scale.of("15000", "1000"), "--rate", "1500", "--before", scale.of("20s", "2s"), "--hold", scale.of("25s", "3s"),
             "--after-traffic", "--rest", scale.of("60s", "2s")]
 
 
@@ -125,12 +125,14 @@ def alone(action: str, rate: int) -> Test:
 
 
 STANDARD = [
-    chat("chat", "one to one, 1,000 pairs, as fast as the node goes"),
+    chat("chat", "one to one, 1,000 pairs, as fast as the node goes while each pair waits for every answer"),
+    chat("chat-full", "the same with four unanswered messages a pair: all the node can", more=["--in-flight", "4"]),
     Test("idle", "15,000 sockets by token, silent for a turn of the heartbeats; then 20 messages to each and 6 KB from each; then a minute", idle, jwt=True),
     chat("half", "one to one, half of the saturation, on schedule", rate=half, follows=True),
     *[at_rate(rate) for rate in RATES],
     Test("group-1000", "one writer in a group of 1,000, as fast as all have it", groups((1000,))),
-    chat("single", "one to one on a single node: SQLite, everything in process", cluster=False),
+    chat("single", "one to one on a single node: SQLite, everything in process; each pair waits for every answer", cluster=False),
+    chat("single-full", "the same with four unanswered messages a pair", more=["--in-flight", "4"], cluster=False),
     Test("storm", "10,000 sockets cut at once, three conversations each with three messages to read, 500 messages/s of others", storm),
     Test("history", "pages of 50 of a conversation of 1,000,000 messages, syncs of 50 conversations", history),
     Test("steps", "sockets in steps up to 19,000", steps, curve=True),

@@ -579,6 +579,15 @@ impl Store {
 }
 
 impl Writer {
+    /// Messages in a batch, beyond which a larger one costs latency and gains little. `SQLite`
+    /// writes whole pages, each of them once for a batch, and has only one writer to keep busy.
+    pub fn max_batch(&self) -> usize {
+        match self.connection {
+            Connection::Postgres(_) => 256,
+            Connection::Sqlite(_) => 1_024,
+        }
+    }
+
     /// Commits a batch in ONE statement: duplicates first, then membership and rights, then
     /// conversations locked in id order, seqs, messages and the outbox row. One outcome per
     /// message, in the order given. The batch holds no two messages with the same (`sender_id`,

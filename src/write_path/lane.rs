@@ -28,8 +28,6 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Stage;
 use crate::telemetry::traces;
 
-/// Beyond it a larger batch costs latency and gains little.
-const MAX_BATCH: usize = 256;
 /// Between the beginnings of two batches while many write: a statement costs as much as fifteen of
 /// its messages, so that those of a few milliseconds are cheaper together.
 const PACE: Duration = Duration::from_millis(5);
@@ -54,13 +52,14 @@ impl Lane {
     /// Until `stop`, and then until all that waits is committed.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut requests = Vec::new();
+        let most = self.writer.max_batch();
         let (mut began, mut last) = (Instant::now(), 0);
         loop {
-            if last >= MANY && self.requests.len() < MAX_BATCH {
+            if last >= MANY && self.requests.len() < most {
                 tokio::time::sleep_until(began + PACE).await;
             }
             tokio::select! {
-                received = self.requests.recv_many(&mut requests, MAX_BATCH) => {
+                received = self.requests.recv_many(&mut requests, most) => {
                     if received == 0 {
                         return;
                     }

@@ -19,10 +19,10 @@ use crate::store::types::{Changed, OutboxRow};
 use crate::telemetry::traces::Way;
 
 /// Rows let go by one statement.
-const ROWS: usize = 256;
-/// A statement waits for rows so long after the one before, unless that was full: each costs as
-/// much as letting some twenty rows go.
-const SETTLE_EVERY: Duration = Duration::from_millis(250);
+const ROWS: usize = 1_024;
+/// A statement waits for rows so long after the one before, unless that was full: it looks at each
+/// conversation of its rows once, however many messages they hold, and nobody waits for it.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
 /// Rows taken over at a time.
 const CLAIM: u32 = 32;
 const SWEEP_EVERY: Duration = Duration::from_secs(2);

@@ -21,6 +21,10 @@ use crate::store::types::{Moved, Proof, Run, Settled};
 use crate::telemetry::Metrics;
 
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// While so many members are proven at a time: what follows one another is then one run, one row
+/// and one event.
+const MANY: usize = 256;
+const FLUSH_MANY_EVERY: Duration = Duration::from_millis(400);
 /// In groups so large that nobody is told of receipts.
 const FLUSH_LARGE_EVERY: Duration = Duration::from_secs(1);
 /// Runs in one statement.
@@ -97,11 +101,17 @@ impl Proofs {
         let most = config.receipts_max_members as usize;
         // Well within the grace, after which they would be taken for laggards.
         let mut large = Large::new(most, FLUSH_LARGE_EVERY.min(config.settle_grace / 4));
+        let many_every = FLUSH_MANY_EVERY.min(config.settle_grace / 4);
+        let mut last = Instant::now();
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => {}
                 _ = ticks.tick() => {}
             }
+            if self.len() >= MANY && last.elapsed() < many_every && !stop.is_cancelled() {
+                continue;
+            }
+            last = Instant::now();
             let (members, back) = large.part(self.take(), Instant::now());
             self.flush(members, back, &receipts, &config).await;
         }

@@ -85,7 +85,10 @@ impl Sqlite {
             // touch is then written there once.
             .pragma("wal_autocheckpoint", "4000")
             // In bytes; the log is cut back to this after a burst.
-            .pragma("journal_size_limit", "67108864");
+            .pragma("journal_size_limit", "67108864")
+            // A statement keeps the pages it changes, to be able to undo itself: in memory, where
+            // they would else go to a file of their own beyond 64 KiB, as with each batch.
+            .pragma("temp_store", "memory");
         // Opened once by itself: while another process makes the file a WAL one, SQLite answers
         // "busy" without having waited.
         let mut tries = 0;

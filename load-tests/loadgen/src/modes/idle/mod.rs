@@ -49,6 +49,9 @@ pub struct Args {
     /// Sockets opened in a second, and commands sent in a second after that.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
+    /// How long the server is watched before any of them is open.
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    before: Duration,
     /// How long they are held open, silent.
     #[arg(long, default_value = "30s", value_parser = duration)]
     hold: Duration,
@@ -123,6 +126,10 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
         ends: Mutex::default(),
     });
     let mut tasks = JoinSet::new();
+    let empty = watch.sample()?;
+    let watched = Instant::now();
+    hold_until(watched + run.args.before, || "no socket yet".to_owned(), &mut progress).await;
+    let empty_seconds = watched.elapsed().as_secs_f64();
     let start = watch.sample()?;
     let (mut before, mut opened) = (watch.sample()?, 0);
     let mut figures = Vec::new();
@@ -160,6 +167,14 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
     let closed = watch.sample()?;
 
     let cost = Cost::between(&open, &held);
+    let us_per_socket_second = cost.us_per(sockets as f64 * hold_seconds);
+    let us_per_socket_second_more = (!run.args.before.is_zero()).then(|| {
+        let empty = Cost::between(&empty, &start).us_per(sockets as f64 * empty_seconds);
+        let more = |(name, us): (&String, &f64)| {
+            (name.clone(), round(us - empty.get(name).copied().unwrap_or_default(), 3))
+        };
+        us_per_socket_second.iter().map(more).collect()
+    });
     let figures = Figures {
         url: run.args.url.to_string(),
         sockets: run.args.sockets,
@@ -172,7 +187,8 @@ pub async fn run(mut args: Args) -> anyhow::Result<bool> {
         kernel: PerSocket::between(&start.kernel, &held.kernel, sockets as f64),
         fds_held: held.usage.iter().map(|(name, usage)| (name.clone(), usage.fds)).collect(),
         hold_seconds: round(hold_seconds, 2),
-        us_per_socket_second: cost.us_per(sockets as f64 * hold_seconds),
+        us_per_socket_second,
+        us_per_socket_second_more,
         cost,
         after_traffic,
         ends,

@@ -26,6 +26,9 @@ pub struct Figures {
     pub cost: Cost,
     /// CPU of one idle socket in a second.
     pub us_per_socket_second: BTreeMap<String, f64>,
+    /// Of it what the processes did not need before the first socket, if that was watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub us_per_socket_second_more: Option<BTreeMap<String, f64>>,
     pub after_traffic: Option<AfterTraffic>,
     pub ends: BTreeMap<String, u64>,
 }
@@ -160,6 +163,9 @@ fn table(figures: &Figures) -> Table {
     table.row("hold", format!("{} s", figures.hold_seconds));
     table.cost(&figures.cost);
     table.by_process("  µs of CPU per socket and second", &figures.us_per_socket_second);
+    if let Some(more) = &figures.us_per_socket_second_more {
+        table.by_process("  of it more than without sockets", more);
+    }
     table.memory("  memory", &figures.rss_held);
     table.by_process("  bytes per socket", &figures.bytes_per_socket);
     figures.kernel.row(&mut table);
