@@ -284,16 +284,22 @@ impl App {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let server = Arc::new(Server::new(node.clone(), exporter, tls));
         let (listener, addr) = bind(config.http.addr).context("SERVER_HOST, SERVER_PORT")?;
-        let stop = || stages.listeners.stop.clone();
-        stages
-            .listeners
-            .spawn("listener", http::serve(server.clone(), listener, Door::Main, stop()));
+        let stop = stages.listeners.stop.clone();
+        let serving =
+            http::serve(server.clone(), listener, Door::Main, node.sessions.clone(), stop);
+        stages.listeners.spawn("listener", serving);
         let mut admin_addr = None;
         if let Some(addr) = config.http.admin_addr {
             let (listener, addr) = bind(addr).context("ADMIN_ADDR")?;
             admin_addr = Some(addr);
-            let serving = http::serve(server, listener, Door::Admin, stop());
-            stages.listeners.spawn("admin listener", serving);
+            // To the end, so that a drain can be watched.
+            let stop = stages.offline.stop.clone();
+            stages.offline.spawn("admin listener", async move {
+                let connections = TaskTracker::new();
+                http::serve(server, listener, Door::Admin, connections.clone(), stop).await;
+                connections.close();
+                connections.wait().await;
+            });
         }
         Ok(Self { node, scheme, addr, admin_addr, stages, fault })
     }

@@ -34,12 +34,14 @@ pub struct Finding {
 #[derive(Debug)]
 pub struct Findings {
     part: &'static str,
+    /// Which of several servers is looked at.
+    pub place: Option<String>,
     pub list: Vec<Finding>,
 }
 
 impl Findings {
     pub fn of(part: &'static str) -> Self {
-        Self { part, list: Vec::new() }
+        Self { part, place: None, list: Vec::new() }
     }
 
     pub fn ok(&mut self, check: &'static str, detail: impl Into<String>) {
@@ -83,6 +85,10 @@ impl Findings {
     }
 
     fn add(&mut self, check: &'static str, grade: Grade, detail: String, fix: Option<String>) {
+        let detail = match &self.place {
+            Some(place) => format!("{place}: {detail}"),
+            None => detail,
+        };
         self.list.push(Finding { part: self.part, check, grade, detail, fix });
     }
 }

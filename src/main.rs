@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tidings::app::{self, App};
 use tidings::build_info::{VERSION, VERSION_AND_COMMIT};
-use tidings::config::Config;
+use tidings::config::{self, Config};
 use tidings::{check, health, shutdown, telemetry, verify};
 
 #[global_allocator]
@@ -45,6 +45,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command.unwrap_or(Command::Serve);
+    // Before the settings are read: what MAX_CONNECTIONS is by default follows from it.
+    config::raise_open_files();
     let config = match Config::from_env() {
         Ok(config) => config,
         Err(faults) => {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from . import live, runbook
+from . import kubernetes, live, runbook
 
 ROOT = Path(__file__).parents[2]
 UNITS = {"short", "cps", "reqps", "s", "bytes", "Bps", "percentunit"}
@@ -63,6 +63,8 @@ def generated():
     for name in sorted(new.keys() | old.keys()):
         if new.get(name) != old.get(name):
             fault(f"grafana/dashboards/{name}", "is not what the generator writes: run scripts/dashboards generate")
+    if kubernetes.FILE.read_text() != kubernetes.text():
+        fault("k8s/production/rules.yaml", "is not what the generator writes: run scripts/dashboards generate")
 
 
 def dashboard(page: dict, known, records) -> set[str]:

@@ -130,7 +130,7 @@ def measured(ours: Stage, loadgen: Path, binary: Path, test: Test, scale: Scale,
     command = [str(word) for word in test.command(scale, saturation)]
     with ours.nodes(binary, cluster=test.cluster, jwt=test.jwt, settings=test.settings) as nodes:
         real = [word.replace("{database}", ours.database) for word in command]
-        admin = ["--metrics", nodes[0].admin] if nodes[0].admin and test.name == "history" else []
+        admin = ["--metrics", nodes[0].admin] if nodes[0].admin and test.name.startswith("history") else []
         if test.warm:
             ours.loadgen(loadgen, [*seconds_of(real, scale.of(*test.warm)), "--url", nodes[0].url], nodes, cluster=test.cluster, jwt=test.jwt)
         found = ours.loadgen(loadgen, [*real, "--url", nodes[0].url, *admin], nodes, cluster=test.cluster, jwt=test.jwt)

@@ -67,7 +67,7 @@ def half(saturation: float) -> float:
 
 def idle(scale: Scale, _saturation: float) -> list[str]:
     # Held for one turn of the heartbeats: each socket is pinged once.
-    return ["idle", "--sockets", scale.of("15000", "1000"), "--rate", "1500", "--before", scale.of("20s", "2s"), "--hold", scale.of("25s", "3s"),
+    return ["idle", "--sockets", scale.of("15000", "1000"), "--rate", "3000", "--before", scale.of("20s", "2s"), "--hold", scale.of("25s", "3s"),
             "--after-traffic", "--rest", scale.of("60s", "2s")]
 
 
@@ -84,10 +84,10 @@ def storm(scale: Scale, _saturation: float) -> list[str]:
     return ["storm", "--sockets", scale.of("10000", "500"), "--rate", scale.of("500", "100"), "--before", scale.of("8s", "2s")]
 
 
-def groups(sizes) -> Callable[[Scale, float], list[str]]:
+def groups(sizes, *more: str) -> Callable[[Scale, float], list[str]]:
     def command(scale: Scale, _saturation: float) -> list[str]:
         some = sizes if not scale.quick or len(sizes) == 1 else sizes[:2]
-        return ["group", "--sizes", ",".join(map(str, some)), "--share", "0", *scale.window]
+        return ["group", "--sizes", ",".join(map(str, some)), "--share", "0", *scale.window, *more]
 
     return command
 
@@ -130,11 +130,13 @@ STANDARD = [
     Test("idle", "15,000 sockets by token, silent for a turn of the heartbeats; then 20 messages to each and 6 KB from each; then a minute", idle, jwt=True),
     chat("half", "one to one, half of the saturation, on schedule", rate=half, follows=True),
     *[at_rate(rate) for rate in RATES],
-    Test("group-1000", "one writer in a group of 1,000, as fast as all have it", groups((1000,))),
+    Test("group-1000", "one writer in a group of 1,000, 16 messages under way: all the node can", groups((1000,), "--in-flight", "16")),
     chat("single", "one to one on a single node: SQLite, everything in process; each pair waits for every answer", cluster=False),
     chat("single-full", "the same with four unanswered messages a pair", more=["--in-flight", "4"], cluster=False),
     Test("storm", "10,000 sockets cut at once, three conversations each with three messages to read, 500 messages/s of others", storm),
-    Test("history", "pages of 50 of a conversation of 1,000,000 messages, syncs of 50 conversations", history),
+    Test("history", "pages of 50 of a conversation of 1,000,000 messages, syncs of 50 conversations, all by the database", history,
+         settings={"RECENT_CACHE_BYTES": "0"}),
+    Test("history-recent", "the same with the recent messages that a node keeps", history),
     Test("steps", "sockets in steps up to 19,000", steps, curve=True),
     Test("groups", "one writer in groups of 2 to 1,000, as fast as all have it", groups(SIZES), curve=True),
     *[overload(factor) for factor in FACTORS],

@@ -24,9 +24,9 @@ use sqlx::postgres::PgConnectOptions;
 pub use self::redis::{Addr, Kind, Place, RedisConfig};
 pub use jwt::{JwksUrl, JwtConfig, JwtKey, JwtKeys};
 pub use kafka::{KafkaSasl, KafkaSecurity, KafkaTls};
-pub use read::SPARE_FDS;
 #[cfg(feature = "sabotage")]
 pub use read::sabotage;
+pub use read::{SPARE_FDS, raise_open_files};
 pub use values::{ConfigFaults, Fault, IpNet, Setting};
 
 const fn open(name: &'static str) -> Setting {

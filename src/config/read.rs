@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -278,6 +278,14 @@ fn read_rates(read: &mut Reader) -> RatesConfig {
         connections_per_ip: rate("MAX_CONNECTIONS_PER_IP", CONNECTIONS_PER_IP),
         trusted_proxies: read.list("TRUSTED_PROXIES", str::parse),
     }
+}
+
+/// Containers and systemd start a process with a soft limit of 1,024 for programs of old, and let it
+/// have what their hard limit says.
+pub fn raise_open_files() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // One that is refused stays as it is, and `tidings check` tells of it.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// What the limit of file descriptors leaves; half of it if it is tiny.

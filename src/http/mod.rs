@@ -35,6 +35,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::{Handshake, Identity};
 use crate::protocol::code::Code;
@@ -116,6 +117,7 @@ pub async fn serve(
     server: Arc<Server>,
     listener: TcpListener,
     door: Door,
+    connections: TaskTracker,
     stop: CancellationToken,
 ) {
     loop {
@@ -131,7 +133,7 @@ pub async fn serve(
                 // Dropped as well, where one address holds too many of them.
                 let Some(held) = Counted::new(server.clone(), peer) else { continue };
                 let serving = connection(held, stream, peer, door, stop.clone());
-                server.node.sessions.spawn(serving);
+                connections.spawn(serving);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -284,14 +286,13 @@ async fn respond(
         span.failed("server error");
     }
     drop(span);
-    tracing::debug!(
-        request_id,
-        method = method.as_str(),
-        route = route.template(),
-        status,
-        duration_ms = elapsed.as_millis() as u64,
-        "answered"
-    );
+    let (method, route) = (method.as_str(), route.template());
+    let duration_ms = elapsed.as_millis() as u64;
+    if status == 500 {
+        tracing::error!(request_id, method, route, status, duration_ms, "answered");
+    } else {
+        tracing::debug!(request_id, method, route, status, duration_ms, "answered");
+    }
     response
 }
 

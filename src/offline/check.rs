@@ -140,8 +140,8 @@ async fn may_create(admin: &AdminClient<Logs>, name: &str, partitions: i32, foun
         }
         Some(code) => found.problem(
             "topic",
-            format!("{name} is missing, and cannot be made from here: {code}"),
-            format!("make it ({partitions} partitions), or let this user make it"),
+            format!("{name} is missing, or hidden from this user, who may not make it: {code}"),
+            format!("make it ({partitions} partitions) and let this user describe it and write to it, or let him make it"),
         ),
     }
 }

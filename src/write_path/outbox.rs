@@ -19,7 +19,7 @@ use crate::store::types::{Changed, OutboxRow};
 use crate::telemetry::traces::Way;
 
 /// Rows let go by one statement.
-const ROWS: usize = 1_024;
+const ROWS: usize = 512;
 /// A statement waits for rows so long after the one before, unless that was full: it looks at each
 /// conversation of its rows once, however many messages they hold, and nobody waits for it.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);

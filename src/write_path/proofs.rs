@@ -21,10 +21,10 @@ use crate::store::types::{Moved, Proof, Run, Settled};
 use crate::telemetry::Metrics;
 
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
-/// While so many members are proven at a time: what follows one another is then one run, one row
-/// and one event.
+/// While so many members wait, each flush is for a part of them only: what is proven of a member one
+/// after the other is then one run, one row and one event.
 const MANY: usize = 256;
-const FLUSH_MANY_EVERY: Duration = Duration::from_millis(400);
+const PARTS: u64 = 4;
 /// In groups so large that nobody is told of receipts.
 const FLUSH_LARGE_EVERY: Duration = Duration::from_secs(1);
 /// Runs in one statement.
@@ -101,26 +101,30 @@ impl Proofs {
         let most = config.receipts_max_members as usize;
         // Well within the grace, after which they would be taken for laggards.
         let mut large = Large::new(most, FLUSH_LARGE_EVERY.min(config.settle_grace / 4));
-        let many_every = FLUSH_MANY_EVERY.min(config.settle_grace / 4);
-        let mut last = Instant::now();
+        let mut turn = 0;
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => {}
                 _ = ticks.tick() => {}
             }
-            if self.len() >= MANY && last.elapsed() < many_every && !stop.is_cancelled() {
-                continue;
-            }
-            last = Instant::now();
-            let (members, back) = large.part(self.take(), Instant::now());
+            turn += 1;
+            let part = (self.len() >= MANY).then_some(turn % PARTS);
+            let (members, back) = large.part(part, self.take(part), Instant::now());
             self.flush(members, back, &receipts, &config).await;
         }
-        while self.flush(self.take(), Vec::new(), &receipts, &config).await > 0 {}
+        while self.flush(self.take(None), Vec::new(), &receipts, &config).await > 0 {}
     }
 
-    /// All that is pending, in the order in which rows are locked, here and on every other node.
-    fn take(&self) -> Vec<(Key, Vec<Pending>)> {
-        let mut members: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
+    /// All that is pending, or what is of one part of the users; in the order in which rows are
+    /// locked, here and on every other node.
+    fn take(&self, part: Option<u64>) -> Vec<(Key, Vec<Pending>)> {
+        let mut pending = self.lock();
+        let mut members: Vec<_> = match part {
+            // With its memory.
+            None => std::mem::take(&mut *pending).into_iter().collect(),
+            Some(part) => pending.extract_if(|(_, user), _| user.hash() % PARTS == part).collect(),
+        };
+        drop(pending);
         members.sort_unstable_by_key(|(key, _)| *key);
         members
     }
@@ -197,7 +201,7 @@ impl Proofs {
 struct Large {
     most: usize,
     every: Duration,
-    written: HashMap<ConversationId, Instant>,
+    written: HashMap<(ConversationId, Option<u64>), Instant>,
 }
 
 impl Large {
@@ -205,9 +209,11 @@ impl Large {
         Self { most, every, written: HashMap::new() }
     }
 
-    /// Leaves out what is not due yet. The members are in order of their conversations.
+    /// Leaves out what is not due yet. The members, of one part of the users or of all, are in order
+    /// of their conversations.
     fn part(
         &mut self,
+        part: Option<u64>,
         members: Vec<(Key, Vec<Pending>)>,
         now: Instant,
     ) -> (Vec<(Key, Vec<Pending>)>, Vec<Pending>) {
@@ -218,13 +224,13 @@ impl Large {
             let id = *id;
             let first = due.len();
             let of_this = std::iter::from_fn(|| members.next_if(|((other, _), _)| *other == id));
-            if self.written.contains_key(&id) {
+            if self.written.contains_key(&(id, part)) {
                 back.extend(of_this.flat_map(|(_, runs)| runs));
                 continue;
             }
             due.extend(of_this);
             if due.len() - first > self.most {
-                self.written.insert(id, now);
+                self.written.insert((id, part), now);
             }
         }
         (due, back)
@@ -328,14 +334,27 @@ mod tests {
             (0..members).map(|n| ((conversation_id, user(n)), pending())).collect::<Vec<_>>()
         };
         let start = Instant::now();
-        let mut parted = |after| {
+        let mut parted = |after, part| {
             let members = [of(1, 3), of(2, 2)].concat();
-            let (due, back) = large.part(members, start + Duration::from_millis(after));
+            let (due, back) = large.part(part, members, start + Duration::from_millis(after));
             (due.len(), back.len())
         };
-        assert_eq!(parted(0), (5, 0), "the first time at once");
-        assert_eq!(parted(999), (2, 3), "the small one goes on");
-        assert_eq!(parted(1_000), (5, 0));
+        assert_eq!(parted(0, None), (5, 0), "the first time at once");
+        assert_eq!(parted(999, None), (2, 3), "the small one goes on");
+        assert_eq!(parted(999, Some(1)), (5, 0), "others of it");
+        assert_eq!(parted(1_000, None), (5, 0));
+    }
+
+    #[tokio::test]
+    async fn parts_of_the_users_are_taken_in_turn_and_none_is_left_out() {
+        let proofs = Proofs::new(Metrics::new().0);
+        for user in 0..1_000 {
+            let user_id = UserId(uuid::Uuid::from_u128(user));
+            proofs.add(Run { user_id, ..run(1, 1) });
+        }
+        let taken: Vec<usize> = (0..PARTS).map(|part| proofs.take(Some(part)).len()).collect();
+        assert!(taken.iter().all(|taken| *taken > 100), "{taken:?}");
+        assert_eq!((taken.iter().sum(), proofs.len()), (1_000, 0));
     }
 
     #[tokio::test]

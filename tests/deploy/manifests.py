@@ -128,6 +128,9 @@ def overlay(name):
         if thing["kind"] == "PodMonitor":
             pod_monitor(at, thing, things)
             continue
+        if thing["kind"] == "PrometheusRule":
+            prometheus_rule(at, thing)
+            continue
         try:
             kubernetes_validate.validate(thing, KUBERNETES, strict=True)
         except kubernetes_validate.ValidationError as fault:
@@ -223,6 +226,10 @@ def policies(where, things):
     check(namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") == "restricted", where, "PodSecurity is not restricted")
 
 
+# Of HAProxy's controller, those that we use; others count in its own ConfigMap only.
+ON_INGRESS = {f"haproxy.org/{name}" for name in ("backend-config-snippet", "forwarded-for", "load-balance", "timeout-server")}
+
+
 def production(where, things):
     kinds = {thing["kind"]: thing for thing in things}
     template = kinds["Deployment"]["spec"]["template"]
@@ -244,7 +251,9 @@ def production(where, things):
     down = scaler["behavior"]["scaleDown"]
     check(down["stabilizationWindowSeconds"] >= 600 and down["policies"][0]["type"] == "Pods", where, "it scales down in haste")
     ingress = kinds["Ingress"]["metadata"]["annotations"]
-    check(seconds(ingress["haproxy.org/timeout-tunnel"]) > 35, where, "the Ingress closes silent sockets before their ping")
+    check(not {name for name in ingress if name.startswith("haproxy.org/")} - ON_INGRESS, where, "an annotation does nothing on an Ingress")
+    snippet = dict(line.rsplit(" ", 1) for line in ingress["haproxy.org/backend-config-snippet"].splitlines())
+    check(seconds(snippet["timeout tunnel"]) > 35, where, "the Ingress closes silent sockets before their ping")
     rolling = kinds["Deployment"]["spec"]["strategy"]["rollingUpdate"]
     check(rolling["maxUnavailable"] == 0, where, "a rollout takes nodes away before new ones are ready")
 
@@ -261,6 +270,9 @@ def pod_monitor(at, thing, things):
     (deployment,) = [one for one in things if one["kind"] == "Deployment"]
     template = deployment["spec"]["template"]
     check(spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items(), at, "selects no node")
+    job = template["metadata"]["labels"].get(spec.get("jobLabel"))
+    asked = set(re.findall(r'job="(\w+)"', (REPO / "prometheus/alerts.yml").read_text(encoding="utf-8")))
+    check(asked == {job}, at, f"alerts ask for the jobs {asked}, and it gives {job}")
     ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
     for endpoint in spec["podMetricsEndpoints"]:
         check(set(endpoint) <= ENDPOINT, at, f"fields {set(endpoint) - ENDPOINT}")
@@ -269,6 +281,12 @@ def pod_monitor(at, thing, things):
         check(re.fullmatch(r"\d+s", endpoint.get("interval", "")), at, "has no interval")
         for relabeling in endpoint.get("relabelings", []):
             check(set(relabeling) <= RELABELING, at, f"fields {set(relabeling) - RELABELING}")
+
+
+def prometheus_rule(at, thing):
+    check(thing["apiVersion"] == "monitoring.coreos.com/v1", at, "is of another version")
+    files = [yaml.safe_load((REPO / "prometheus" / name).read_text(encoding="utf-8")) for name in ("rules.yml", "alerts.yml")]
+    check(thing["spec"] == {"groups": [group for file in files for group in file["groups"]]}, at, "is not what prometheus/ says")
 
 
 def main():

@@ -22,29 +22,33 @@ scenarios! {
 }
 
 /// What `check` found.
-struct Told {
+pub struct Told {
     code: Option<i32>,
     findings: Vec<Value>,
 }
 
 impl Told {
-    /// The one finding of this name.
-    fn of(&self, part: &str, check: &str) -> &Value {
-        let mut found =
-            self.findings.iter().filter(|one| one["part"] == part && one["check"] == check);
-        let first = found.next().unwrap_or_else(|| panic!("no {part}, {check}: {self:?}"));
-        assert!(found.next().is_none(), "{part}, {check} twice: {self:?}");
-        first
+    /// All findings of this name: one for each server of several.
+    pub fn all(&self, part: &str, check: &str) -> Vec<&Value> {
+        self.findings.iter().filter(|one| one["part"] == part && one["check"] == check).collect()
     }
 
-    fn expect(&self, part: &str, check: &str, grade: &str, says: &str) {
+    /// The one finding of this name.
+    fn of(&self, part: &str, check: &str) -> &Value {
+        let [found] = self.all(part, check)[..] else {
+            panic!("not one {part}, {check}: {self:?}")
+        };
+        found
+    }
+
+    pub fn expect(&self, part: &str, check: &str, grade: &str, says: &str) {
         let found = self.of(part, check);
         assert_eq!(found["grade"], grade, "{found}");
         assert!(found.to_string().contains(says), "{says:?} is not in {found}");
         assert_eq!(found["fix"].is_string(), grade != "ok", "{found}");
     }
 
-    fn problems(&self) -> usize {
+    pub fn problems(&self) -> usize {
         self.findings.iter().filter(|one| one["grade"] == "problem").count()
     }
 }
@@ -55,7 +59,7 @@ impl std::fmt::Debug for Told {
     }
 }
 
-async fn check(settings: &Settings) -> Told {
+pub async fn check(settings: &Settings) -> Told {
     told(Process::start(&["check", "--json"], settings)).await
 }
 
@@ -63,7 +67,7 @@ async fn told(mut process: Process) -> Told {
     let code = process.exit_within(SOON).await.code();
     assert_eq!(process.errors(), "");
     let output = process.output();
-    for secret in ["hunter2", "tidings:tidings", "code="] {
+    for secret in ["hunter2", "geheim", "tidings:tidings", "code="] {
         assert!(!output.contains(secret), "a secret is shown: {output}");
     }
     let report: Value = serde_json::from_str(&output).unwrap();
@@ -239,14 +243,17 @@ async fn a_redis_that_lacks_something_is_told_of() {
         let few = format!("redis://tidings:hunter2@{}", url.trim_start_matches("redis://"));
         let few = ground.settings_with("0", &[("REDIS_URL", &few)]);
         let prefix = ground.setting("REDIS_PREFIX");
-        let document = include_str!("../../docs/security.md");
-        let rights = document.lines().find(|line| line.trim().starts_with("ACL SETUSER")).unwrap();
-        let rights = rights.replace(">…", ">hunter2").replace("tidings:*", &format!("{prefix}:*"));
-        redis.command::<()>(&rights.split_whitespace().collect::<Vec<_>>()).await;
+        let document = include_str!("../../docs/redis.md");
+        let rights = document.lines().find_map(|line| line.strip_prefix("user ")).unwrap();
+        let rights = rights.replace(">PASSWORD", ">hunter2");
+        let rights = rights.replace("tidings:*", &format!("{prefix}:*"));
+        let words = ["ACL", "SETUSER"].into_iter().chain(rights.split_whitespace());
+        redis.command::<()>(&words.collect::<Vec<_>>()).await;
         let told = check(&few).await;
         assert_eq!(told.code, Some(0), "{told:?}");
-        redis.command::<()>(&["ACL", "SETUSER", "tidings", "-eval", "-publish"]).await;
+        redis.command::<()>(&["ACL", "SETUSER", "tidings", "-eval", "-publish", "-unwatch"]).await;
         let told = check(&few).await;
+        told.expect("redis", "commands", "problem", "UNWATCH: ");
         told.expect("redis", "commands", "problem", "EVAL: ");
         told.expect("redis", "channels", "problem", "PUBLISH: ");
         let other = ["ACL", "SETUSER", "tidings", "+@all", "resetkeys", "~other:*"];

@@ -9,6 +9,7 @@ use tidings::offline::Offline;
 use tidings::telemetry::Metrics;
 use tokio_util::task::TaskTracker;
 
+use crate::check::check;
 use crate::flows;
 use crate::harness::certs::Authority;
 use crate::harness::cluster::{Ground, Kind, Settings, on_ground};
@@ -97,6 +98,11 @@ async fn brokers_and_nodes_prove_who_they_are() {
         let scram = sasl("sasl_ssl", "SCRAM-SHA-512", USER, PASSWORD);
         let wrong = sasl("sasl_ssl", "SCRAM-SHA-512", USER, "wrong");
         let stranger = sasl("sasl_ssl", "SCRAM-SHA-512", STRANGER, PASSWORD);
+        let told = check(&with_ca(kafka.sasl_ssl, &scram, &ca)).await;
+        told.expect("kafka", "write", "ok", "may write");
+        let told = check(&with_ca(kafka.sasl_ssl, &stranger, &ca)).await;
+        told.expect("kafka", "reachable", "ok", "1 brokers");
+        told.expect("kafka", "topic", "problem", "uthoriz");
         let clear = settings(ground, kafka.sasl_ssl, &[]);
         let foreign = own(&text(&foreign.cert), &text(&foreign.key));
         tokio::join!(

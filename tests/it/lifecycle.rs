@@ -39,6 +39,7 @@ macro_rules! on_both {
 on_both! {
     a_node_that_is_told_to_stop_says_goodbye_and_exits_in_order ["DRAIN_TIME" = "500ms"],
     a_node_that_drains_is_not_ready_and_still_serves ["DRAIN_GRACE" = "3s"],
+    a_drain_can_be_watched_to_its_end ["DRAIN_GRACE" = "0s", "DRAIN_TIME" = "3s"],
     a_second_signal_ends_it_at_once ["DRAIN_GRACE" = "60s"],
     what_was_acknowledged_survives_a_crash,
     tables_are_laid_by_several_at_once ["MIGRATE_ON_START" = "false"],
@@ -112,6 +113,27 @@ async fn a_node_that_drains_is_not_ready_and_still_serves(ground: &Arc<Ground>) 
     at_alice.send(conversation, "by socket").await;
     let refused = Client::open(addr, Opening::new(bob)).await.err().expect("it is refused");
     assert_eq!((refused.status, &refused.problem["code"]), (503, &json!("unavailable")));
+    assert_eq!(at_alice.closed().await.0, 1012);
+    assert_eq!(node.exit().await.code(), Some(0), "{}", node.errors());
+}
+
+async fn a_drain_can_be_watched_to_its_end(ground: &Arc<Ground>) {
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = ground.settings_with("0", &[("ADMIN_ADDR", &admin.to_string())]);
+    let (mut node, addr) = Process::node(&settings).await;
+    let mut at_alice = Client::open(addr, Opening::new(user())).await.unwrap();
+    let operator = Rest::new(admin, None);
+    let draining = async || {
+        let metrics = operator.get("/metrics").await.text;
+        metrics.lines().any(|line| line == "tidings_draining 1")
+    };
+    assert!(!draining().await);
+    node.signal(Signal::TERM);
+    until("it listens no more", async || {
+        tokio::net::TcpStream::connect(addr).await.is_err().then_some(())
+    })
+    .await;
+    assert!(draining().await, "its metrics are gone before it is");
     assert_eq!(at_alice.closed().await.0, 1012);
     assert_eq!(node.exit().await.code(), Some(0), "{}", node.errors());
 }

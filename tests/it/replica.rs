@@ -11,6 +11,8 @@ use tidings::store::Store;
 use tidings::store::types::{Amendment, Anchor, History, HistoryPage};
 use tidings::telemetry::Metrics;
 
+use crate::check::check;
+use crate::harness::cluster::Settings;
 use crate::harness::own_postgres::OwnPostgres;
 use crate::store::fixture::{Fixture, message, users};
 
@@ -92,6 +94,12 @@ async fn what_a_lagging_replica_shows_is_what_the_primary_shows() {
     reply.parent_message_id = Some(sent[1]);
     f.send_one(reply).await;
     standby.catch_up(&primary).await;
+    let settings = Settings::from([
+        ("DATABASE_URL".into(), primary.url("postgres")),
+        ("DATABASE_REPLICA_URL".into(), standby.url("postgres")),
+        ("DATA_DIR".into(), std::env::temp_dir().to_str().unwrap().into()),
+    ]);
+    check(&settings).await.expect("postgres", "replica", "ok", "the same data");
     let newest = HistoryPage { anchor: Anchor::Newest, thread: None, limit: 3 };
     let after = |id, limit| HistoryPage { anchor: Anchor::After(id), thread: None, limit };
     let thread = HistoryPage { anchor: Anchor::Newest, thread: Some(sent[1]), limit: 3 };

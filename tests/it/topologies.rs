@@ -13,6 +13,7 @@ use tidings::presence::Status;
 use tidings::shards::{Shards, ShardsError};
 
 use crate::bus::{Node as Bus, envelope, user};
+use crate::check::check;
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Kind, run};
 use crate::harness::http::Rest;
@@ -56,6 +57,16 @@ async fn serves(redis: &Redises) {
         let opening = Opening { query, ..Opening::new(bob) };
         Client::open(cluster.addr(1), opening).await.expect("a ticket of the other node opens");
         cluster.settled().await;
+
+        let told = check(&cluster.ground.settings("0")).await;
+        assert_eq!(told.problems(), 0, "{told:?}");
+        told.expect("redis", "tls", "ok", "encrypted");
+        let masters = redis.masters().len();
+        for name in ["reachable", "version", "commands", "channels", "clock"] {
+            let of_each = told.all("redis", name);
+            assert_eq!(of_each.len(), masters, "{name}: {told:?}");
+            assert!(of_each.iter().all(|found| found["grade"] == "ok"), "{told:?}");
+        }
     })
     .await;
 }

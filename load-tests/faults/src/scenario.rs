@@ -173,6 +173,16 @@ pub static ALL: &[Scenario] = &[
             "slots of a Redis Cluster go from master to master",
             &[&[K::MoveSlots]],
             25,
+            false,
+        )
+    },
+    Scenario {
+        redis: Topology::Cluster,
+        ..scenario(
+            "redis-cluster-restarts",
+            "nodes are drained and started again while masters of a Redis Cluster die and slots move",
+            &[&[K::DrainNode], &[K::LoseMaster, K::MoveSlots]],
+            45,
             true,
         )
     },

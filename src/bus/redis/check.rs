@@ -43,8 +43,10 @@ pub async fn check(config: &RedisConfig, found: &mut Findings) {
     private(config, found);
     let layout = shards.layout();
     for addr in layout.masters() {
+        found.place = shards.is_cluster().then(|| format!("{addr:?}"));
         check_master(&shards, &layout, addr, found).await;
     }
+    found.place = None;
 }
 
 async fn check_master(shards: &Shards, layout: &Layout, addr: &Addr, found: &mut Findings) {
@@ -164,7 +166,9 @@ async fn commands(
                   redis.call('HDEL', KEYS[1], 'b') \
                   return redis.call('HGETALL', KEYS[1])";
     let sha = redis::Script::new(script).get_hash().to_owned();
-    let calls: [&[&str]; 10] = [
+    let calls: [&[&str]; 11] = [
+        // The pool's, before a connection is used again.
+        &["UNWATCH"],
         &["SET", &lease, "1", "NX", "PX", KEY_LIFE],
         &["SET", &lease, "1", "XX", "PX", KEY_LIFE],
         &["EXISTS", &lease],

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgRow, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection, Either, Executor, FromRow, PgConnection, SqlSafeStr};
 use tokio::time::timeout;
 
-use super::{ANSWER_LIMIT, MIGRATOR, SINGLE_NODE_LOCK, connect, error, session, sql};
+use super::pool::to_pooler;
+use super::{ANSWER_LIMIT, MIGRATOR, SINGLE_NODE_LOCK, connect, epoch_of, error, session, sql};
 use crate::clock::Timestamp;
 use crate::config::PostgresConfig;
 use crate::finding::Findings;
@@ -74,12 +75,7 @@ where r.rolname = current_user and d.datname = current_database()";
 
 pub async fn check(config: &PostgresConfig, demand: Demand, found: &mut Findings) {
     let options = session(config.options.clone()).application_name("tidings check");
-    let place = format!(
-        "{}:{}/{}",
-        options.get_host(),
-        options.get_port(),
-        options.get_database().unwrap_or(options.get_username()),
-    );
+    let place = place(&options);
     let started = Instant::now();
     let mut connection = match connect(&options).await {
         Ok(connection) => connection,
@@ -116,6 +112,45 @@ pub async fn check(config: &PostgresConfig, demand: Demand, found: &mut Findings
         alone(&mut connection, found).await;
     }
     drop(connection.close().await);
+    for (check, setting, other) in [
+        ("pooler", "DATABASE_POOL_URL", config.pooler.clone().map(to_pooler)),
+        ("replica", "DATABASE_REPLICA_URL", config.replica.clone().map(session)),
+    ] {
+        if let Some(other) = other {
+            other_way(check, setting, &options, &other, found).await;
+        }
+    }
+}
+
+fn place(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or(options.get_username());
+    format!("{}:{}/{database}", options.get_host(), options.get_port())
+}
+
+/// A pooler or replica, which must lead to the same data as `own` does.
+async fn other_way(
+    check: &'static str,
+    setting: &str,
+    own: &PgConnectOptions,
+    other: &PgConnectOptions,
+    found: &mut Findings,
+) {
+    let place = place(other);
+    match (epoch_of(own).await.ok().flatten(), epoch_of(other).await) {
+        (_, Err(error)) => {
+            let fix = format!("start it, and see that {setting}, its user and password are right");
+            found.problem(check, format!("{place}: {error}"), fix);
+        }
+        (None, Ok(_)) => {
+            let detail = format!("{place} answers; the data is compared once there are tables");
+            found.ok(check, detail);
+        }
+        (own, Ok(other)) if own == other => found.ok(check, format!("{place}: the same data")),
+        (Some(_), Ok(_)) => {
+            let fix = format!("let {setting} lead to the database of DATABASE_URL");
+            found.problem(check, format!("{place} leads to other data"), fix);
+        }
+    }
 }
 
 fn judge(server: &Server, private: bool, found: &mut Findings) {
@@ -134,7 +169,7 @@ fn judge(server: &Server, private: bool, found: &mut Findings) {
     }
     if server.superuser {
         let detail = format!("{} is a superuser", server.user_name);
-        found.warning("user", detail, "a role of its own, see docs/security.md");
+        found.warning("user", detail, "a role of its own, see docs/postgres.md");
     } else {
         found.ok("user", server.user_name.clone());
     }

@@ -20,6 +20,11 @@ use crate::store::Result;
 /// A pooled connection that was idle for longer is asked whether it still lives before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(5);
 
+/// Poolers refuse a connection that asks for more at its start than they know of.
+pub fn to_pooler(options: PgConnectOptions) -> PgConnectOptions {
+    options.application_name("tidings").extra_float_digits(None).statement_cache_capacity(0)
+}
+
 #[derive(Clone)]
 pub struct Pool {
     connections: PgPool,
@@ -51,12 +56,7 @@ impl Pool {
     ) -> Self {
         let settings = SETTINGS.map(|(name, value)| format!("; set local {name} = '{value}'"));
         let begin = format!("begin{}", settings.concat());
-        // Poolers refuse a connection that asks for more at its start than they know of.
-        let options = options
-            .application_name("tidings")
-            .extra_float_digits(None)
-            .statement_cache_capacity(0);
-        Self::new(options, Some(begin.into()), size, acquire_timeout, patience)
+        Self::new(to_pooler(options), Some(begin.into()), size, acquire_timeout, patience)
     }
 
     fn new(
