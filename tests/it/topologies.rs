@@ -62,7 +62,7 @@ async fn serves(redis: &Redises) {
         assert_eq!(told.problems(), 0, "{told:?}");
         told.expect("redis", "tls", "ok", "encrypted");
         let masters = redis.masters().len();
-        for name in ["reachable", "version", "commands", "channels", "clock"] {
+        for name in ["reachable", "version", "commands", "channels"] {
             let of_each = told.all("redis", name);
             assert_eq!(of_each.len(), masters, "{name}: {told:?}");
             assert!(of_each.iter().all(|found| found["grade"] == "ok"), "{told:?}");

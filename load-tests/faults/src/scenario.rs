@@ -182,7 +182,7 @@ pub static ALL: &[Scenario] = &[
             "redis-cluster-restarts",
             "nodes are drained and started again while masters of a Redis Cluster die and slots move",
             &[&[K::DrainNode], &[K::LoseMaster, K::MoveSlots]],
-            45,
+            32,
             true,
         )
     },
