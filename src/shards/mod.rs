@@ -98,6 +98,10 @@ impl Shards {
             advisers: Mutex::default(),
             place,
         }));
+        // Who is named tells only who else there is, and may himself hold nothing.
+        if this.is_cluster() {
+            let _ = this.look(true).await;
+        }
         this.look(true).await.map_err(of_connect)?;
         Ok(this)
     }

@@ -62,7 +62,7 @@ async fn check_master(shards: &Shards, layout: &Layout, addr: &Addr, found: &mut
             return found.problem("reachable", format!("{addr:?}: {error}"), fix);
         }
     };
-    found.ok("reachable", format!("{addr:?}, in {} ms", started.elapsed().as_millis()));
+    found.ok("reachable", format!("{addr:?} answers, in {} ms", started.elapsed().as_millis()));
     let own = Own { layout, addr };
     server(&mut connection, found).await;
     commands(&mut connection, shards.config(), &own, found).await;
