@@ -116,8 +116,8 @@ def step(index: int, key: str) -> Callable[[dict], float]:
 def reading(name: str, kind: str) -> list["Measure"]:
     cost = lambda report: reads(kind)(report)["cost"]
     return [
-        Measure(f"{name}, database time", "ms", "history", database_ms(kind), cost, gate=3, aim=1),
-        Measure("the same with the recent messages that a node keeps", "ms", "history-recent", database_ms(kind), cost, gate=3, aim=1),
+        Measure(f"{name}, database time", "ms", "history-recent", database_ms(kind), cost, gate=3, aim=1),
+        Measure("the same without the recent messages that a node keeps", "ms", "history", database_ms(kind), cost),
     ]
 
 

@@ -37,6 +37,8 @@ struct Entry {
     info_head: Seq,
     change_floor: Seq,
     seq_floor: Seq,
+    /// There is a message at or below `seq_floor`; else it is not known.
+    more_below: bool,
     /// In order of seq.
     messages: Vec<Arc<Message>>,
     /// What they take in memory, about.
@@ -149,18 +151,22 @@ fn start(since: Seq, history_from_seq: Seq) -> Seq {
 }
 
 impl Entry {
-    fn new(head: Seq, info_head: Seq, floors: (Seq, Seq), mut messages: Vec<Arc<Message>>) -> Self {
+    fn new(
+        head: Seq,
+        info_head: Seq,
+        (change_floor, seq_floor, more_below): (Seq, Seq, bool),
+        mut messages: Vec<Arc<Message>>,
+    ) -> Self {
         messages.sort_unstable_by_key(|message| message.seq);
         let bytes = messages.iter().map(|message| weight(message)).sum();
-        let (change_floor, seq_floor) = floors;
-        Self { head, info_head, change_floor, seq_floor, messages, bytes }.trimmed()
+        Self { head, info_head, change_floor, seq_floor, more_below, messages, bytes }.trimmed()
     }
 
     /// None if the page was cut, or not all can be seen by the one it was read for.
     fn of_part(since: Seq, part: &LogPart) -> Option<Self> {
         let whole = part.next_seq == part.last_seq && part.history_from_seq <= 1;
         let messages = || part.messages.iter().cloned().map(Arc::new).collect();
-        whole.then(|| Self::new(part.last_seq, part.info_head, (since, since), messages()))
+        whole.then(|| Self::new(part.last_seq, part.info_head, (since, since, false), messages()))
     }
 
     /// What else was changed is not known: the floor of changes is the head, and title and members
@@ -169,7 +175,7 @@ impl Entry {
         let lowest = messages.last().filter(|_| has_more).map(|message| message.seq);
         let seq_floor = lowest.unwrap_or(at.history_from_seq) - 1;
         let messages = messages.iter().cloned().map(Arc::new).collect();
-        Self::new(at.last_seq, at.last_seq, (at.last_seq, seq_floor), messages)
+        Self::new(at.last_seq, at.last_seq, (at.last_seq, seq_floor, has_more), messages)
     }
 
     /// Both are of the same head.
@@ -180,8 +186,10 @@ impl Entry {
         messages.dedup_by_key(|message| message.seq);
         let change_floor = self.change_floor.min(other.change_floor);
         let seq_floor = self.seq_floor.min(other.seq_floor);
+        let more_below = self.more_below && self.seq_floor == seq_floor
+            || other.more_below && other.seq_floor == seq_floor;
         let info_head = self.info_head.min(other.info_head);
-        Self::new(self.head, info_head, (change_floor, seq_floor), messages)
+        Self::new(self.head, info_head, (change_floor, seq_floor, more_below), messages)
     }
 
     /// With the message just behind its head. None if more than that has changed: the count of
@@ -207,6 +215,7 @@ impl Entry {
             self.bytes -= weight(oldest);
             self.seq_floor = self.seq_floor.max(oldest.seq);
             self.change_floor = self.change_floor.max(oldest.change_seq);
+            self.more_below = true;
             excess += 1;
         }
         self.messages.drain(..excess);
@@ -243,10 +252,13 @@ impl Entry {
         // Of those at or below the floor some may be missing.
         let floor = start(self.seq_floor, at.history_from_seq);
         let seen = &self.messages[self.messages.partition_point(|message| message.seq <= floor)..];
-        let has_more = seen.len() > limit;
-        if !has_more && self.seq_floor >= at.history_from_seq {
+        let all_held = self.seq_floor < at.history_from_seq;
+        // Who sees all sees what is below, too; of others it is not known.
+        let sure_of_more = self.more_below && at.history_from_seq <= 1 && seen.len() == limit;
+        if seen.len() <= limit && !all_held && !sure_of_more {
             return None;
         }
+        let has_more = seen.len() > limit || !all_held;
         let messages = seen.iter().rev().take(limit).map(|message| Message::clone(message));
         Some(History::Page { messages: messages.collect(), has_more })
     }
@@ -389,7 +401,9 @@ mod tests {
         let entry = newest(9, [9, 7, 6], true);
         let page = |limit, last_seq, from| seqs(entry.newest(at(last_seq, from), limit));
         assert_eq!(page(2, 9, 1), Some((vec![9, 7], true)));
-        assert_eq!(page(3, 9, 1), None, "whether there is more is not known");
+        assert_eq!(page(3, 9, 1), Some((vec![9, 7, 6], true)), "as it was read");
+        assert_eq!(page(4, 9, 1), None, "one is missing");
+        assert_eq!(page(3, 9, 2), None, "whether he may see what is below is not known");
         assert_eq!(page(2, 10, 1), None, "another head");
         assert_eq!(page(3, 9, 6), Some((vec![9, 7, 6], false)));
         assert_eq!(page(3, 9, 7), Some((vec![9, 7], false)));
@@ -410,6 +424,7 @@ mod tests {
     fn two_of_the_same_head_become_one() {
         let entry = newest(9, [9, 8, 7], true).merged(&read(8, 9, &[(3, 9), (9, 9)]).unwrap());
         assert_eq!((entry.change_floor, entry.seq_floor, entry.info_head), (8, 6, 1));
+        assert!(entry.more_below, "of the one that reaches further down");
         let held: Vec<_> = entry.messages.iter().map(|message| message.seq).collect();
         assert_eq!(held, [3, 7, 8, 9]);
         assert_eq!(seqs(entry.newest(at(9, 1), 2)), Some((vec![9, 8], true)));
