@@ -252,13 +252,16 @@ impl Entry {
         // Of those at or below the floor some may be missing.
         let floor = start(self.seq_floor, at.history_from_seq);
         let seen = &self.messages[self.messages.partition_point(|message| message.seq <= floor)..];
-        let all_held = self.seq_floor < at.history_from_seq;
-        // Who sees all sees what is below, too; of others it is not known.
-        let sure_of_more = self.more_below && at.history_from_seq <= 1 && seen.len() == limit;
-        if seen.len() <= limit && !all_held && !sure_of_more {
+        let has_more = if seen.len() > limit {
+            true
+        } else if self.seq_floor < at.history_from_seq {
+            false
+        } else if seen.len() == limit && self.more_below && at.history_from_seq <= 1 {
+            // Who sees all sees what is below, too; of others it is not known.
+            true
+        } else {
             return None;
-        }
-        let has_more = seen.len() > limit || !all_held;
+        };
         let messages = seen.iter().rev().take(limit).map(|message| Message::clone(message));
         Some(History::Page { messages: messages.collect(), has_more })
     }

@@ -13,6 +13,7 @@ use crate::harness::cluster::{Cluster, Kind, Settings, on_ground};
 use crate::harness::process::Process;
 use crate::harness::scenarios;
 use crate::own_redis::OwnRedis;
+use crate::redises::acl;
 
 /// Longer than any part may take, on a busy machine.
 const SOON: Duration = Duration::from_secs(40);
@@ -243,11 +244,8 @@ async fn a_redis_that_lacks_something_is_told_of() {
         let few = format!("redis://tidings:hunter2@{}", url.trim_start_matches("redis://"));
         let few = ground.settings_with("0", &[("REDIS_URL", &few)]);
         let prefix = ground.setting("REDIS_PREFIX");
-        let document = include_str!("../../docs/redis.md");
-        let rights = document.lines().find_map(|line| line.strip_prefix("user ")).unwrap();
-        let rights = rights.replace(">PASSWORD", ">hunter2");
-        let rights = rights.replace("tidings:*", &format!("{prefix}:*"));
-        let words = ["ACL", "SETUSER"].into_iter().chain(rights.split_whitespace());
+        let rights = acl("hunter2").replace("tidings:*", &format!("{prefix}:*"));
+        let words = ["ACL", "SETUSER"].into_iter().chain(rights.split_whitespace().skip(1));
         redis.command::<()>(&words.collect::<Vec<_>>()).await;
         let told = check(&few).await;
         assert_eq!(told.code, Some(0), "{told:?}");

@@ -1,6 +1,7 @@
 //! The real binary: how it is asked to stop, what a crash leaves, what it says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Ground, Kind, id, on_ground, text, user};
 use crate::harness::http::Rest;
 use crate::harness::process::{Process, Signal};
-use crate::harness::until;
+use crate::harness::{free_port, until};
 
 /// Makes tests of what starts its nodes by itself, on a folder and on real services.
 macro_rules! on_both {
@@ -118,7 +119,7 @@ async fn a_node_that_drains_is_not_ready_and_still_serves(ground: &Arc<Ground>) 
 }
 
 async fn a_drain_can_be_watched_to_its_end(ground: &Arc<Ground>) {
-    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let settings = ground.settings_with("0", &[("ADMIN_ADDR", &admin.to_string())]);
     let (mut node, addr) = Process::node(&settings).await;
     let mut at_alice = Client::open(addr, Opening::new(user())).await.unwrap();

@@ -14,12 +14,12 @@ use crate::own_redis::{shared, until};
 pub const PASSWORD: &str = "geheim";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// As docs/redis.md tells operators, with this test's password.
-fn acl() -> String {
+/// The user as docs/redis.md tells operators, with a test's password.
+pub fn acl(password: &str) -> String {
     let guide = include_str!("../../docs/redis.md");
     let line = guide.lines().find(|line| line.starts_with("user tidings on "));
     line.expect("the guide has a line for the ACL file")
-        .replace(">PASSWORD", &format!(">{PASSWORD}"))
+        .replace(">PASSWORD", &format!(">{password}"))
 }
 
 pub struct Server {
@@ -35,8 +35,11 @@ impl Server {
         std::fs::create_dir(&own).unwrap();
         std::fs::write(own.join("redis.conf"), "").unwrap();
         let acl_file = own.join("users.acl");
-        std::fs::write(&acl_file, format!("user default on >{PASSWORD} ~* &* +@all\n{}\n", acl()))
-            .unwrap();
+        std::fs::write(
+            &acl_file,
+            format!("user default on >{PASSWORD} ~* &* +@all\n{}\n", acl(PASSWORD)),
+        )
+        .unwrap();
         let path = |path: &Path| path.to_str().unwrap().to_owned();
         let mut arguments = vec![path(&own.join("redis.conf"))];
         let set = [
