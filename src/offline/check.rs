@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{FutureRecord, Producer};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tokio::task::spawn_blocking;
 
-use super::kafka::{LoggingProducer, Logs};
+use super::logs::Logs;
 use crate::finding::Findings;
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ pub async fn check(
 ) {
     let unreachable = "start it, and see that KAFKA_BROKERS and the way to it are right; a broker \
                        tells its clients where to go on (advertised.listeners)";
-    let producer: LoggingProducer = match client.create_with_context(Logs::default()) {
+    let producer: FutureProducer<Logs> = match client.create_with_context(Logs::default()) {
         Ok(producer) => producer,
         Err(error) => {
             return found.problem("reachable", format!("{brokers}: {error}"), unreachable);
@@ -79,7 +79,7 @@ pub async fn check(
 /// How many brokers there are, and the topic if there is one. Asks for all topics: on many brokers
 /// merely asking for one by name makes it.
 async fn topic(
-    producer: &LoggingProducer,
+    producer: &FutureProducer<Logs>,
     name: &str,
 ) -> Result<(usize, Option<Topic>), KafkaError> {
     let (producer, name) = (producer.clone(), name.to_owned());
@@ -203,7 +203,7 @@ async fn may_write(client: &ClientConfig, name: &str, limit: Option<usize>, foun
         .set("delivery.timeout.ms", ANSWER_LIMIT.as_millis().to_string())
         .set("request.timeout.ms", ANSWER_LIMIT.as_millis().to_string());
     let refused = async {
-        let prober: LoggingProducer = client.create_with_context(Logs::default())?;
+        let prober: FutureProducer<Logs> = client.create_with_context(Logs::default())?;
         let payload = vec![0u8; size];
         let record = FutureRecord::<(), [u8]>::to(name).payload(&payload);
         let outcome = prober.send(record, ANSWER_LIMIT).await.map_err(|(error, _)| error);

@@ -3,21 +3,22 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
-use tokio::sync::Semaphore;
+use rdkafka::producer::Producer as _;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::logs::Logs;
+use super::producer::Producer;
 use super::record::Record;
 use super::{OfflineError, QUEUE_KIB, take_room};
 use crate::config::KafkaSecurity;
@@ -36,8 +37,6 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
-pub(super) type LoggingProducer = FutureProducer<Logs>;
-
 #[derive(Clone)]
 pub struct KafkaSink {
     inner: Arc<Inner>,
@@ -48,7 +47,7 @@ pub struct KafkaSink {
 struct Inner {
     client: ClientConfig,
     /// Locked for a call that does not wait, never across an await; see [`Inner::replace`].
-    producer: RwLock<LoggingProducer>,
+    producer: RwLock<Producer>,
     topic: String,
     /// If the topic has to be made again.
     partitions: i32,
@@ -72,7 +71,7 @@ impl KafkaSink {
             brokers: brokers.to_owned(),
             reason: logs.explain(&error),
         };
-        let producer: LoggingProducer = client.create_with_context(logs.clone()).map_err(fail)?;
+        let producer = Producer::new(&client, logs.clone()).map_err(fail)?;
         let deadline = Instant::now() + CONNECT_LIMIT;
         let created = create_topic(&client, topic, partitions).await;
         let of_topic = find_topic(&producer, topic, deadline).await.map_err(fail)?;
@@ -129,14 +128,14 @@ impl KafkaSink {
     }
 
     pub fn queue_len(&self) -> usize {
-        self.inner.with_producer(|producer| producer.in_flight_count()).max(0) as usize
+        self.inner.with_producer(Producer::queue_len)
     }
 
     pub async fn close(&self) {
         self.inner.closing.cancel();
         self.inner.queue.close();
         let producer = self.inner.with_producer(Clone::clone);
-        let flushed = spawn_blocking(move || producer.flush(CLOSE_LIMIT)).await;
+        let flushed = spawn_blocking(move || producer.base().flush(CLOSE_LIMIT)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!(
                 records = self.queue_len(),
@@ -147,7 +146,7 @@ impl KafkaSink {
 }
 
 impl Inner {
-    fn with_producer<T>(&self, call: impl FnOnce(&LoggingProducer) -> T) -> T {
+    fn with_producer<T>(&self, call: impl FnOnce(&Producer) -> T) -> T {
         call(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -158,9 +157,8 @@ impl Inner {
         span.set("messaging.system", "kafka");
         span.count("messaging.message.body.size", value.len());
         let confirmed = match self.enqueue(record, &value, &span.trace()) {
-            Ok(delivery) => match delivery.await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err((error, _))) => Err(error),
+            Ok(confirmed) => match confirmed.await {
+                Ok(outcome) => outcome,
                 Err(_) => Err(KafkaError::Canceled),
             },
             Err(error) => Err(error),
@@ -184,7 +182,7 @@ impl Inner {
         record: &Record,
         value: &[u8],
         trace: &Trace,
-    ) -> Result<DeliveryFuture, KafkaError> {
+    ) -> Result<oneshot::Receiver<Result<(), KafkaError>>, KafkaError> {
         let key = record.key().to_string();
         let named = record.headers();
         let mut headers = named
@@ -195,14 +193,13 @@ impl Inner {
         if let Some(value) = &trace.traceparent() {
             headers = headers.insert(Header { key: "traceparent", value: Some(value) });
         }
-        let record = FutureRecord::to(&self.topic).key(&key).payload(value).headers(headers);
-        self.with_producer(|producer| producer.send_result(record).map_err(|(error, _)| error))
+        self.with_producer(|producer| producer.send(&self.topic, &key, value, headers))
     }
 
     /// An idempotent producer that lost track of its sequence fails for ever: a new one takes over.
     /// What the old one held fails and is handed over again by its callers, with the same ids.
     async fn replace_if_broken(self: &Arc<Self>) {
-        let fatal = self.with_producer(|producer| producer.client().fatal_error());
+        let fatal = self.with_producer(|producer| producer.base().client().fatal_error());
         if let Some((code, reason)) = fatal
             && !self.closing.is_cancelled()
         {
@@ -215,15 +212,13 @@ impl Inner {
         }
     }
 
-    /// Blocks: dropping the old producer waits for its thread.
+    /// Blocks: making a client reads files, and ending one may wait.
     fn replace(&self) -> Result<(), KafkaError> {
         let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
         // Someone else may have been quicker.
-        if producer.client().fatal_error().is_some() {
-            let old = std::mem::replace(
-                &mut *producer,
-                self.client.create_with_context(Logs::default())?,
-            );
+        if producer.base().client().fatal_error().is_some() {
+            let old =
+                std::mem::replace(&mut *producer, Producer::new(&self.client, Logs::default())?);
             drop(producer);
             drop(old);
         }
@@ -268,7 +263,7 @@ impl Inner {
                 }
             }
         }
-        self.metrics.kafka.queue.set(f64::from(producer.in_flight_count()));
+        self.metrics.kafka.queue.set(producer.queue_len() as f64);
     }
 }
 
@@ -347,7 +342,7 @@ async fn create_topic(
 /// How many partitions the topic has, once each has a leader; None if it does not come to that
 /// before the deadline. An error if no broker answers.
 async fn find_topic(
-    producer: &LoggingProducer,
+    producer: &Producer,
     topic: &str,
     deadline: Instant,
 ) -> Result<Option<i32>, KafkaError> {
@@ -365,13 +360,13 @@ async fn find_topic(
 
 /// Asks once: how many partitions the topic has, None if it is missing or one lacks its leader.
 async fn partitions_of(
-    producer: &LoggingProducer,
+    producer: &Producer,
     topic: &str,
     limit: Duration,
 ) -> Result<Option<i32>, KafkaError> {
     let (producer, topic) = (producer.clone(), topic.to_owned());
     let asked = spawn_blocking(move || {
-        let metadata = producer.client().fetch_metadata(Some(&topic), limit)?;
+        let metadata = producer.base().client().fetch_metadata(Some(&topic), limit)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let led = found.map(|found| found.partitions()).filter(|partitions| {
             !partitions.is_empty() && partitions.iter().all(|one| one.leader() >= 0)
@@ -396,50 +391,5 @@ fn classify(error: &KafkaError) -> OfflineError {
             | Code::UnsupportedForMessageFormat,
         ) => OfflineError::Refused(reason),
         _ => OfflineError::Unavailable(reason),
-    }
-}
-
-/// Passes librdkafka's own logs on, and keeps the last reason. They name brokers, never what is in a record or a setting.
-#[derive(Clone, Default)]
-pub(super) struct Logs {
-    /// What kept the client from a broker when it last tried.
-    last: Arc<Mutex<Option<String>>>,
-}
-
-impl Logs {
-    /// Most errors only tell that no broker was reached; why, is told aside.
-    fn explain(&self, error: &KafkaError) -> String {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match last {
-            // As the setting is called here.
-            Some(last) => format!("{error}: {}", last.replace("ssl.ca.location", "KAFKA_CA_FILE")),
-            None => error.to_string(),
-        }
-    }
-}
-
-impl ClientContext for Logs {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        match level {
-            // Of a lost connection, too, from which it recovers by itself.
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error
-            | RDKafkaLogLevel::Warning => tracing::warn!(facility, "librdkafka: {text}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
-                tracing::info!(facility, "librdkafka: {text}");
-            }
-            RDKafkaLogLevel::Debug => tracing::debug!(facility, "librdkafka: {text}"),
-        }
-    }
-
-    /// The same events once more, summed up.
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::trace!(%error, reason, "librdkafka reports an error");
-        // That all are gone follows from what was told before.
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        }
     }
 }

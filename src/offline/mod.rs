@@ -8,6 +8,8 @@
 mod check;
 mod file;
 mod kafka;
+mod logs;
+mod producer;
 mod record;
 
 use std::path::PathBuf;
