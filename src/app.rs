@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::sync::{OnceCell, Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,6 +46,8 @@ const DISPATCH_QUEUE: usize = 64;
 const OUTBOX_LEASE_SPARE: Duration = Duration::from_secs(10);
 /// How long each stage may take to end.
 const STAGE_LIMIT: Duration = Duration::from_secs(10);
+/// And the last requests of operators.
+const ADMIN_LIMIT: Duration = Duration::from_secs(2);
 /// Sockets are closed in steps of this length.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 /// How often a node without Redis makes sure that it is alone.
@@ -73,6 +76,7 @@ struct Stages {
     presence: Stage,
     bus: Stage,
     offline: Stage,
+    admin: Stage,
 }
 
 impl Stages {
@@ -88,6 +92,7 @@ impl Stages {
             presence: stage("presence"),
             bus: stage("bus"),
             offline: stage("offline"),
+            admin: stage("admin"),
         }
     }
 }
@@ -105,7 +110,9 @@ impl App {
             None => None,
         };
         let shards = match &config.redis {
-            Some(redis) => Some(Shards::connect(redis).await.context("REDIS_URL")?),
+            Some(redis) => {
+                Some(Shards::connect(redis, metrics.clone()).await.context("REDIS_URL")?)
+            }
             None => None,
         };
         let shards = shards.as_ref();
@@ -118,25 +125,17 @@ impl App {
         if let Some(shards) = shards {
             bus_stage.spawn("shards", shards.clone().watch(bus_stage.stop.clone()));
         }
-        let bus = Bus::connect(shards, hub.clone(), bus_stage.stop.clone(), &bus_stage.tasks)
+        let bus = Bus::connect(shards, hub.clone(), bus_stage).await.context("REDIS_URL")?;
+        let presence_stage = &stages.presence;
+        let presence = Presence::connect(&config.presence, shards, presence_stage)
             .await
             .context("REDIS_URL")?;
-        let presence_stage = &stages.presence;
-        let presence = Presence::connect(
-            &config.presence,
-            shards,
-            presence_stage.stop.clone(),
-            &presence_stage.tasks,
-        )
-        .await
-        .context("REDIS_URL")?;
-        let offline_stage = &stages.offline;
-        let offline = Offline::connect(&config.offline, &metrics, &offline_stage.tasks)
-            .await
-            .context(match config.offline {
+        let offline = Offline::connect(&config.offline, &metrics, &stages.offline).await.context(
+            match config.offline {
                 OfflineConfig::Kafka { .. } => "KAFKA_BROKERS",
                 OfflineConfig::File { .. } => "DATA_DIR",
-            })?;
+            },
+        )?;
 
         let proofs = Proofs::new(metrics.clone());
         let receipts =
@@ -221,7 +220,6 @@ impl App {
         }
         drop(worker);
 
-        stages.offline.guard();
         let node = Arc::new(Node {
             limits: Limits {
                 max_frame_bytes: config.limits.frame_bytes,
@@ -263,12 +261,9 @@ impl App {
             let keep = keep_single_node_lock(node.store.clone(), stages.outbox.stop.clone());
             stages.outbox.spawn("single-node lock", keep);
         }
-        // Tasks that these started by themselves are watched, too.
-        stages.bus.guard();
-        stages.presence.guard();
         let upkeep = telemetry::run_upkeep(node.metrics.clone(), exporter.clone());
-        let stop = stages.offline.stop.clone();
-        stages.offline.spawn("upkeep", async move {
+        let stop = stages.admin.stop.clone();
+        stages.admin.spawn("upkeep", async move {
             tokio::select! {
                 () = upkeep => {}
                 () = stop.cancelled() => {}
@@ -293,12 +288,13 @@ impl App {
             let (listener, addr) = bind(addr).context("ADMIN_ADDR")?;
             admin_addr = Some(addr);
             // To the end, so that a drain can be watched.
-            let stop = stages.offline.stop.clone();
-            stages.offline.spawn("admin listener", async move {
+            let stop = stages.admin.stop.clone();
+            stages.admin.spawn("admin listener", async move {
                 let connections = TaskTracker::new();
                 http::serve(server, listener, Door::Admin, connections.clone(), stop).await;
                 connections.close();
-                connections.wait().await;
+                // Nobody waits for a request that was not asked to its end.
+                let _ = timeout(ADMIN_LIMIT, connections.wait()).await;
             });
         }
         Ok(Self { node, scheme, addr, admin_addr, stages, fault })
@@ -335,7 +331,8 @@ impl App {
         drained && !faulty
     }
 
-    /// Listeners, sessions, resume, write path, dispatcher, proofs, outbox, presence, bus, offline, store.
+    /// Listeners, sessions, resume, write path, dispatcher, proofs, outbox, presence, bus, offline,
+    /// store, and last who tells of it.
     async fn drain(self) -> bool {
         let Self { node, stages, .. } = self;
         node.stopping.cancel();
@@ -343,7 +340,7 @@ impl App {
         let mut ended = stages.listeners.end(STAGE_LIMIT).await;
         close_sockets(&node).await;
         node.sessions.close();
-        ended &= tokio::time::timeout(STAGE_LIMIT, node.sessions.wait()).await.is_ok();
+        ended &= timeout(STAGE_LIMIT, node.sessions.wait()).await.is_ok();
         for stage in [stages.resume, stages.lanes, stages.dispatch, stages.proofs, stages.outbox] {
             ended &= stage.end(STAGE_LIMIT).await;
         }
@@ -355,7 +352,8 @@ impl App {
         stages.offline.stop.cancel();
         node.offline.close().await;
         ended &= stages.offline.end(STAGE_LIMIT).await;
-        ended &= tokio::time::timeout(STAGE_LIMIT, node.store.close()).await.is_ok();
+        ended &= timeout(STAGE_LIMIT, node.store.close()).await.is_ok();
+        ended &= stages.admin.end(STAGE_LIMIT).await;
         ended
     }
 }

@@ -10,9 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-const GUARD_EVERY: Duration = Duration::from_secs(1);
-
-/// Tasks that end together.
+/// Tasks that end together. Cheap to clone: parts of the service that have tasks of their own are
+/// given it, and put them there.
 #[derive(Clone)]
 pub struct Stage {
     name: &'static str,
@@ -30,28 +29,20 @@ impl Stage {
 
     /// Runs a task of this stage.
     pub fn spawn(&self, task: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-        let watch = Watch { stage: self.clone(), task };
+        self.spawn_until(task, self.stop.clone(), work);
+    }
+
+    /// The same for a task that may end before its stage, when `stop` tells it to.
+    pub fn spawn_until(
+        &self,
+        task: &'static str,
+        stop: CancellationToken,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let watch = Watch { stage: self.clone(), task, stop };
         self.tasks.spawn(async move {
             work.await;
             drop(watch);
-        });
-    }
-
-    /// Watches the tasks that others have put on this stage's tracker by themselves: one that ends
-    /// unasked is a fault, too. Called when all of them have been started.
-    pub fn guard(&self) {
-        let (stage, tasks) = (self.clone(), self.tasks.len());
-        self.spawn("guard", async move {
-            let mut ticks = tokio::time::interval(GUARD_EVERY);
-            loop {
-                tokio::select! {
-                    () = stage.stop.cancelled() => return,
-                    _ = ticks.tick() => {}
-                }
-                if stage.tasks.len() < tasks + 1 {
-                    return;
-                }
-            }
         });
     }
 
@@ -75,11 +66,12 @@ impl Stage {
 struct Watch {
     stage: Stage,
     task: &'static str,
+    stop: CancellationToken,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if !self.stage.stop.is_cancelled() {
+        if !self.stop.is_cancelled() && !self.stage.stop.is_cancelled() {
             tracing::error!(stage = self.stage.name, task = self.task, "a task ended unasked");
             self.stage.fault.cancel();
         }
@@ -120,6 +112,13 @@ mod tests {
         let stop = good.stop.clone();
         good.spawn("waits", async move { stop.cancelled().await });
         assert!(good.end(Duration::from_secs(5)).await);
+        assert!(!fault.is_cancelled());
+        let early = Stage::new("early", fault.clone());
+        let stop = early.stop.child_token();
+        early.spawn_until("ends early", stop.clone(), stop.clone().cancelled_owned());
+        stop.cancel();
+        early.tasks.close();
+        early.tasks.wait().await;
         assert!(!fault.is_cancelled());
         let bad = Stage::new("bad", fault.clone());
         bad.spawn("ends", async {});

@@ -33,7 +33,7 @@ pub async fn run(config: &Config) -> anyhow::Result<Report> {
     store.close().await;
     let orphans = match &config.redis {
         Some(redis) => {
-            let shards = Shards::connect(redis).await.context("REDIS_URL")?;
+            let shards = Shards::connect(redis, Metrics::new().0).await.context("REDIS_URL")?;
             Some(presence::orphans(&shards).await.context("REDIS_URL")?)
         }
         None => None,

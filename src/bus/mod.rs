@@ -15,8 +15,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use self::envelope::{Class, Classic, DecodeError, Envelope, Head, Order};
 pub use self::local::LocalBus;
@@ -24,6 +22,7 @@ pub use self::redis::{RedisBus, check as check_redis};
 use crate::config::RedisConfig;
 use crate::ids::UserId;
 use crate::shards::Shards;
+use crate::shutdown::Stage;
 
 /// Channels on which nodes tell each other that somebody came or went.
 pub const PRESENCE_TOPICS: usize = 64;
@@ -113,16 +112,15 @@ pub enum Bus {
 }
 
 impl Bus {
-    /// The in-process bus never fails; Redis has to answer once. The tasks end with `stop`.
+    /// The in-process bus never fails; Redis has to answer once. Its tasks are put on the stage.
     pub async fn connect(
         shards: Option<&Shards>,
         inbox: Arc<dyn Inbox>,
-        stop: CancellationToken,
-        tasks: &TaskTracker,
+        stage: &Stage,
     ) -> Result<Self, BusError> {
         match shards {
             None => Ok(Self::Local(LocalBus::new(inbox))),
-            Some(shards) => Ok(Self::Redis(RedisBus::connect(shards, inbox, stop, tasks).await?)),
+            Some(shards) => Ok(Self::Redis(RedisBus::connect(shards, inbox, stage).await?)),
         }
     }
 

@@ -60,6 +60,8 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_REQUEST_ID_BYTES: usize = 128;
 /// Connections besides the sockets: requests, and sockets being opened.
 const SPARE_CONNECTIONS: usize = 384;
+/// Those of operators' tools: probes, scrapes.
+const ADMIN_CONNECTIONS: usize = 64;
 /// After an accept that failed, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -125,13 +127,18 @@ pub async fn serve(
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
+        let is_full = match door {
+            Door::Main => server.is_full(),
+            // A node full of clients has to answer those who look after it.
+            Door::Admin => connections.len() >= ADMIN_CONNECTIONS,
+        };
         match accepted {
             // Dropped, which closes it: better than to run out of file descriptors.
-            Ok(_) if server.is_full() => {}
+            Ok(_) if is_full => {}
             Ok((stream, peer)) => {
                 let peer = peer.ip();
                 // Dropped as well, where one address holds too many of them.
-                let Some(held) = Counted::new(server.clone(), peer) else { continue };
+                let Some(held) = Counted::new(server.clone(), peer, door) else { continue };
                 let serving = connection(held, stream, peer, door, stop.clone());
                 connections.spawn(serving);
             }
@@ -150,8 +157,11 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(server: Arc<Server>, peer: IpAddr) -> Option<Self> {
-        let source = server.node.rates.source(peer, &HeaderMap::new());
+    fn new(server: Arc<Server>, peer: IpAddr, door: Door) -> Option<Self> {
+        let source = match door {
+            Door::Main => server.node.rates.source(peer, &HeaderMap::new()),
+            Door::Admin => None,
+        };
         server.node.rates.enter(source).then(|| {
             server.connections.fetch_add(1, Ordering::Relaxed);
             Self { server, source }

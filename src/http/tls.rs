@@ -17,21 +17,23 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 pub struct Tls {
     files: TlsConfig,
+    opened: Contents,
     current: RwLock<Arc<ServerConfig>>,
 }
 
 /// What the two files held.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Contents {
     cert: Vec<u8>,
     key: Vec<u8>,
 }
 
 impl Tls {
-    /// Reads both files, and begins to look after them with [`Tls::keep`].
+    /// Reads both files; [`Tls::keep`] looks after them.
     pub async fn open(files: &TlsConfig) -> anyhow::Result<Self> {
-        let contents = read(files).await?;
-        Ok(Self { files: files.clone(), current: RwLock::new(server_config(&contents)?) })
+        let opened = read(files).await?;
+        let current = RwLock::new(server_config(&opened)?);
+        Ok(Self { files: files.clone(), opened, current })
     }
 
     /// For the next connection.
@@ -42,7 +44,8 @@ impl Tls {
     /// New connections get what the files hold now. What is no certificate with its key, as in the
     /// middle of a change, leaves the one before in use.
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
-        let mut seen = read(&self.files).await.ok();
+        // They may have changed while the node started.
+        let mut seen = Some(self.opened.clone());
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -10,12 +10,12 @@ use moka::sync::Cache;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::{Entry, KEPT, Registered, Result, Status, last_seen};
 use crate::clock::Timestamp;
 use crate::config::PresenceConfig;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
+use crate::shutdown::Stage;
 
 const SHARDS: usize = 64;
 /// Users whose last-seen time is remembered; a few ten bytes each.
@@ -40,11 +40,7 @@ struct Inner {
 
 impl LocalPresence {
     /// A file that cannot be read costs what it held, and nothing else.
-    pub(super) async fn open(
-        config: &PresenceConfig,
-        stop: CancellationToken,
-        tasks: &TaskTracker,
-    ) -> Self {
+    pub(super) async fn open(config: &PresenceConfig, stage: &Stage) -> Self {
         let last_seen = Cache::builder().max_capacity(LAST_SEEN_USERS).time_to_live(KEPT).build();
         let this = Self(Arc::new(Inner {
             node: watch::Sender::new(NodeId::random()),
@@ -56,10 +52,8 @@ impl LocalPresence {
         }));
         if this.0.file.is_some() {
             this.load().await;
-            tasks.spawn({
-                let this = this.clone();
-                async move { this.keep_saving(stop).await }
-            });
+            let (saved, stop) = (this.clone(), stage.stop.clone());
+            stage.spawn("last seen", async move { saved.keep_saving(stop).await });
         }
         this
     }

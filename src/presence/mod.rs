@@ -13,8 +13,6 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use self::local::LocalPresence;
 pub use self::redis::RedisPresence;
@@ -23,6 +21,7 @@ use crate::config::PresenceConfig;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::protocol::model::{Device, UserPresence};
 use crate::shards::Shards;
+use crate::shutdown::Stage;
 
 /// One device's session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,19 +126,16 @@ macro_rules! forward {
 }
 
 impl Presence {
-    /// In process it never fails; Redis has to answer once, for the first lease. The task that
-    /// renews the lease ends with `stop`.
+    /// In process it never fails; Redis has to answer once, for the first lease. Its tasks are
+    /// put on the stage.
     pub async fn connect(
         config: &PresenceConfig,
         shards: Option<&Shards>,
-        stop: CancellationToken,
-        tasks: &TaskTracker,
+        stage: &Stage,
     ) -> Result<Self> {
         match shards {
-            None => Ok(Self::Local(LocalPresence::open(config, stop, tasks).await)),
-            Some(shards) => {
-                Ok(Self::Redis(RedisPresence::connect(config, shards, stop, tasks).await?))
-            }
+            None => Ok(Self::Local(LocalPresence::open(config, stage).await)),
+            Some(shards) => Ok(Self::Redis(RedisPresence::connect(config, shards, stage).await?)),
         }
     }
 

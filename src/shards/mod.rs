@@ -2,7 +2,8 @@
 //!
 //! [`Shards`] knows which master holds what, and keeps knowing it: sentinels, or the cluster's nodes,
 //! are asked every second and whenever something hints at a change. All of them are asked, and the
-//! highest epoch is believed, which is their own rule; so a node that was cut off convinces nobody.
+//! highest epoch is believed, which is their own rule; so a node that was cut off convinces nobody
+//! once its successor has answered.
 //! Who works with Redis (`bus`, `presence`, tickets) reaches it through here, and learns of changes.
 
 mod layout;
@@ -27,6 +28,7 @@ pub use self::layout::Layout;
 use self::layout::{Claim, read_nodes};
 pub use self::work::{Call, Failed, Failure, Pools, STEP_TIMEOUT, Script, Work};
 use crate::config::{Addr, Kind, Place, RedisConfig};
+use crate::telemetry::Metrics;
 
 /// Between two looks without a reason.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -59,6 +61,7 @@ struct Inner {
     /// Looks that came to their end.
     looks: watch::Sender<u64>,
     advisers: Mutex<Advisers>,
+    metrics: Metrics,
 }
 
 /// Who is asked: sentinels, or nodes of the cluster.
@@ -79,7 +82,7 @@ enum Advice {
 
 impl Shards {
     /// Sentinels, or one of the cluster's nodes, have to answer once; one server is not asked.
-    pub async fn connect(config: &RedisConfig) -> Result<Self, ShardsError> {
+    pub async fn connect(config: &RedisConfig, metrics: Metrics) -> Result<Self, ShardsError> {
         let place = Place::parse(&config.url)
             .map_err(|expected| ShardsError::Rejected(format!("expected {expected}")))?;
         let ca = config.ca_file.as_ref().map(std::fs::read).transpose();
@@ -96,6 +99,7 @@ impl Shards {
             hint: Notify::new(),
             looks: watch::Sender::new(0),
             advisers: Mutex::default(),
+            metrics,
             place,
         }));
         // Who is named tells only who else there is, and may himself hold nothing.
@@ -127,7 +131,8 @@ impl Shards {
         self.0.hint.notify_one();
     }
 
-    /// As above, and waits until it was looked.
+    /// As above, and waits until it was looked, for a moment at most: one who does not answer holds a
+    /// look up for longer, and the caller has others to serve.
     pub async fn look_again(&self) {
         let mut looks = self.0.looks.subscribe();
         let seen = *looks.borrow_and_update();

@@ -276,7 +276,9 @@ impl Work<'_> {
                     let replies = pipeline.ignore_errors().query_async(&mut connection).await?;
                     Ok::<_, Failure>((connection, replies))
                 };
+                let began = Instant::now();
                 let replies = timeout_at(deadline, replies).await.unwrap_or(Err(Failure::Late));
+                pools.shards.0.metrics.redis.command.record(began.elapsed());
                 (addr, places, replies)
             }
         });

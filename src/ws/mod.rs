@@ -67,7 +67,7 @@ pub struct Node {
     pub metrics: Metrics,
     /// Every session's task; the stop waits for it.
     pub sessions: TaskTracker,
-    /// Set when this node takes no new sockets and requests any more.
+    /// Set when this node is to end: it takes no new sockets, and requests for `DRAIN_GRACE` still.
     pub stopping: CancellationToken,
     /// Sessions that may be registering or leaving at a time. Whose client has gone again while it
     /// waited for its turn does not register at all.

@@ -12,9 +12,10 @@ use tidings::clock::Timestamp;
 use tidings::config::RedisConfig;
 use tidings::ids::{ConversationId, Seq, SessionId, UserId};
 use tidings::shards::{Shards, ShardsError};
+use tidings::shutdown::Stage;
+use tidings::telemetry::Metrics;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::own_redis::{OwnRedis, named, shared, until};
@@ -58,24 +59,25 @@ impl Received {
 pub struct Node {
     pub bus: Bus,
     pub received: Arc<Received>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    stage: Stage,
+    /// A task ended that was not asked to.
+    fault: CancellationToken,
 }
 
 impl Node {
     async fn start(redis: Option<&RedisConfig>) -> Self {
-        let (received, stop) = (Arc::new(Received::default()), CancellationToken::new());
-        let tasks = TaskTracker::new();
+        let (received, fault) = (Arc::new(Received::default()), CancellationToken::new());
+        let stage = Stage::new("bus", fault.clone());
         let shards = match redis {
-            Some(redis) => Some(Shards::connect(redis).await.unwrap()),
+            Some(redis) => Some(Shards::connect(redis, Metrics::new().0).await.unwrap()),
             None => None,
         };
         if let Some(shards) = &shards {
-            tasks.spawn(shards.clone().watch(stop.clone()));
+            stage.spawn("shards", shards.clone().watch(stage.stop.clone()));
         }
         let shards = shards.as_ref();
-        let bus = Bus::connect(shards, received.clone(), stop.clone(), &tasks).await.unwrap();
-        let node = Self { bus, received, stop, tasks };
+        let bus = Bus::connect(shards, received.clone(), &stage).await.unwrap();
+        let node = Self { bus, received, stage, fault };
         node.whole().await;
         node
     }
@@ -107,9 +109,8 @@ impl Node {
     }
 
     pub async fn stop(self) {
-        self.stop.cancel();
-        self.tasks.close();
-        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("all tasks end");
+        assert!(!self.fault.is_cancelled(), "a task ended unasked");
+        assert!(self.stage.end(SOON).await, "all tasks end");
     }
 }
 
@@ -439,9 +440,9 @@ async fn after_the_stop_nothing_works_and_nothing_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_not_there_or_wrongly_named_is_an_error() {
     let connect = async |url: &str| {
-        let shards = Shards::connect(&named(url.into())).await?;
-        let (inbox, stop) = (Arc::new(Received::default()), CancellationToken::new());
-        let bus = Bus::connect(Some(&shards), inbox, stop, &TaskTracker::new()).await;
+        let shards = Shards::connect(&named(url.into()), Metrics::new().0).await?;
+        let stage = Stage::new("bus", CancellationToken::new());
+        let bus = Bus::connect(Some(&shards), Arc::new(Received::default()), &stage).await;
         let error = bus.err().expect("there is no such Redis");
         assert!(matches!(error, BusError::Unavailable(_)), "{error}");
         Err::<Shards, _>(ShardsError::Unavailable(error.to_string()))

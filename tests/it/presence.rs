@@ -7,8 +7,9 @@ use tidings::config::{PresenceConfig, RedisConfig};
 use tidings::ids::{DeviceId, NodeId, SessionId, UserId};
 use tidings::presence::{Entry, Presence, Registered, Status};
 use tidings::shards::Shards;
+use tidings::shutdown::Stage;
+use tidings::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::own_redis::{OwnRedis, shared, until};
@@ -19,24 +20,25 @@ const LEASE: Duration = Duration::from_secs(2);
 
 pub struct Node {
     pub presence: Presence,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    stage: Stage,
+    /// A task ended that was not asked to.
+    fault: CancellationToken,
 }
 
 impl Node {
     async fn start(redis: Option<RedisConfig>, lease: Duration) -> Self {
         let config = PresenceConfig { last_seen: None, lease, max_devices: 3 };
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let fault = CancellationToken::new();
+        let stage = Stage::new("presence", fault.clone());
         let shards = match &redis {
-            Some(redis) => Some(Shards::connect(redis).await.unwrap()),
+            Some(redis) => Some(Shards::connect(redis, Metrics::new().0).await.unwrap()),
             None => None,
         };
         if let Some(shards) = &shards {
-            tasks.spawn(shards.clone().watch(stop.clone()));
+            stage.spawn("shards", shards.clone().watch(stage.stop.clone()));
         }
-        let presence =
-            Presence::connect(&config, shards.as_ref(), stop.clone(), &tasks).await.unwrap();
-        Self { presence, stop, tasks }
+        let presence = Presence::connect(&config, shards.as_ref(), &stage).await.unwrap();
+        Self { presence, stage, fault }
     }
 
     pub async fn on(redis: &RedisConfig) -> Self {
@@ -78,9 +80,8 @@ impl Node {
 
     /// Ends the tasks without a farewell: as others see it, a crash.
     pub async fn stop(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("all tasks end");
+        assert!(!self.fault.is_cancelled(), "a task ended unasked");
+        assert!(self.stage.end(SOON).await, "all tasks end");
     }
 }
 

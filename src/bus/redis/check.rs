@@ -15,6 +15,7 @@ use crate::config::{Addr, RedisConfig};
 use crate::finding::Findings;
 use crate::ids::UserId;
 use crate::shards::{Layout, Shards, ShardsError};
+use crate::telemetry::Metrics;
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// Scripts with conditional expiry, `GETDEL` and sharded pub/sub.
@@ -28,7 +29,7 @@ const PUBSUB_LIMITS: (u64, u64) = (32 << 20, 8 << 20);
 const KEY_LIFE: &str = "10000";
 
 pub async fn check(config: &RedisConfig, found: &mut Findings) {
-    let shards = match Shards::connect(config).await {
+    let shards = match Shards::connect(config, Metrics::new().0).await {
         Ok(shards) => shards,
         Err(error) => {
             let fix = match &error {

@@ -7,23 +7,23 @@ use futures_util::future::join_all;
 use redis::RedisError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use super::gauges::Gauges;
 use super::link::Link;
-use super::subscriber::{Gauges, Subscriber};
+use super::subscriber::Subscriber;
 use super::subscriptions::Groups;
 use crate::bus::Inbox;
 use crate::config::Addr;
 use crate::shards::{Layout, Shards};
+use crate::shutdown::Stage;
 
 pub(super) struct Fleet {
     pub shards: Shards,
     pub inbox: Arc<dyn Inbox>,
     pub groups: Arc<Groups>,
     pub gauges: Arc<Gauges>,
-    pub stop: CancellationToken,
-    pub tasks: TaskTracker,
+    pub stage: Stage,
     /// By master. Changed by `keep` only.
     pub links: Mutex<HashMap<Addr, Arc<Link>>>,
 }
@@ -90,7 +90,7 @@ impl Fleet {
                 }
             }
         };
-        self.stop.run_until_cancelled(following).await;
+        self.stage.stop.run_until_cancelled(following).await;
         self.groups.close();
     }
 
@@ -148,19 +148,22 @@ impl Fleet {
     }
 
     fn build(&self, addr: &Addr, groups: Arc<[usize]>) -> Ship {
-        let link = Arc::new(Link::new(&self.shards, addr));
+        let link = Arc::new(Link::new(&self.shards, addr, self.gauges.clone()));
         let (groups, held) = watch::channel(groups);
         let subscriber = Arc::new(Subscriber::new(self, addr, held, link.clone()));
-        Ship { groups, subscriber, link, stop: self.stop.child_token() }
+        Ship { groups, subscriber, link, stop: self.stage.stop.child_token() }
     }
 
     fn start(&self, launched: &[Addr], sailing: &Sailing) {
         for addr in launched {
             let Ship { subscriber, link, stop, .. } = &sailing.ships[addr];
             let (subscriber, link) = (subscriber.clone(), link.clone());
+            // A master may go, and then its two tasks.
             let (ends, stops) = (stop.clone(), stop.clone());
-            self.tasks.spawn(async move { subscriber.run(ends).await });
-            self.tasks.spawn(async move { link.run(stops).await });
+            let subscribing = async move { subscriber.run(ends).await };
+            self.stage.spawn_until("subscriber", stop.clone(), subscribing);
+            let publishing = async move { link.run(stops).await };
+            self.stage.spawn_until("link", stop.clone(), publishing);
         }
     }
 }

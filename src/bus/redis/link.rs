@@ -1,5 +1,6 @@
 //! The connection on which this node publishes to one master; it comes back by itself.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::connection::{Backoff, Connector, Live};
+use super::gauges::Gauges;
 use crate::bus::{BusError, Receivers};
 use crate::config::Addr;
 use crate::shards::Shards;
@@ -46,14 +48,16 @@ impl Published {
 pub(super) struct Link {
     connector: Connector,
     state: watch::Sender<State>,
-    reconnects: AtomicU64,
+    gauges: Arc<Gauges>,
+    /// Microseconds; 0 before the first probe came back.
+    probe_lag: AtomicU64,
 }
 
 impl Link {
-    pub fn new(shards: &Shards, addr: &Addr) -> Self {
+    pub fn new(shards: &Shards, addr: &Addr, gauges: Arc<Gauges>) -> Self {
         let connector = Connector::new(shards, addr, RESPONSE_TIMEOUT, |_| {});
         let state = watch::Sender::new(State::Down { since: Instant::now() });
-        Self { connector, state, reconnects: 0.into() }
+        Self { connector, state, gauges, probe_lag: 0.into() }
     }
 
     /// The first attempt; `run` makes the others.
@@ -82,7 +86,7 @@ impl Link {
             }
             let live = self.connector.reopen(&mut backoff).await;
             info!("publishing to Redis again");
-            self.reconnects.fetch_add(1, Ordering::Relaxed);
+            self.gauges.reconnects.fetch_add(1, Ordering::Relaxed);
             self.state.send_replace(State::Up(live));
         }
     }
@@ -148,7 +152,13 @@ impl Link {
         })
     }
 
-    pub fn reconnects(&self) -> u64 {
-        self.reconnects.load(Ordering::Relaxed)
+    /// From a publish on it to the arrival at this node's subscriber.
+    pub fn note_probe(&self, lag: Duration) {
+        self.probe_lag.store((lag.as_micros() as u64).max(1), Ordering::Relaxed);
+    }
+
+    pub fn probe_lag(&self) -> Option<Duration> {
+        let micros = self.probe_lag.load(Ordering::Relaxed);
+        (micros > 0).then(|| Duration::from_micros(micros))
     }
 }

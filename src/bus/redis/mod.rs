@@ -7,6 +7,7 @@
 mod check;
 mod connection;
 mod fleet;
+mod gauges;
 mod link;
 mod subscriber;
 mod subscriptions;
@@ -20,18 +21,18 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use redis::Pipeline;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use self::check::check;
 use self::fleet::Fleet;
+use self::gauges::Gauges;
 use self::link::Published;
-use self::subscriber::{Gauges, channel};
+use self::subscriber::channel;
 use self::subscriptions::{Groups, Held};
 use super::{BusError, Inbox, Receivers};
 use crate::config::Addr;
 use crate::ids::UserId;
 use crate::shards::{Shards, ShardsError, of_connect};
+use crate::shutdown::Stage;
 
 /// For the confirmation of a subscription, also while the connection is being made again.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,8 +55,7 @@ impl RedisBus {
     pub(super) async fn connect(
         shards: &Shards,
         inbox: Arc<dyn Inbox>,
-        stop: CancellationToken,
-        tasks: &TaskTracker,
+        stage: &Stage,
     ) -> Result<Self, BusError> {
         let groups = Arc::new(Groups::new(shards.is_cluster()));
         let gauges = Arc::new(Gauges::default());
@@ -64,15 +64,14 @@ impl RedisBus {
             inbox,
             groups: groups.clone(),
             gauges: gauges.clone(),
-            stop,
-            tasks: tasks.clone(),
+            stage: stage.clone(),
             links: Default::default(),
         });
         let sailing = fleet.begin().await.map_err(|error| match of_connect(error) {
             ShardsError::Unavailable(text) => BusError::Unavailable(text),
             ShardsError::Rejected(text) => BusError::Rejected(text),
         })?;
-        tasks.spawn(fleet.clone().keep(sailing));
+        stage.spawn("fleet", fleet.clone().keep(sailing));
         Ok(Self(Arc::new(Inner { fleet, groups, gauges })))
     }
 
@@ -198,13 +197,12 @@ impl RedisBus {
     }
 
     pub(super) fn reconnects(&self) -> u64 {
-        let links: u64 = self.0.fleet.links().values().map(|link| link.reconnects()).sum();
-        self.0.gauges.reconnects.load(Ordering::Relaxed) + links
+        self.0.gauges.reconnects.load(Ordering::Relaxed)
     }
 
+    /// The slowest master's.
     pub(super) fn probe_lag(&self) -> Option<Duration> {
-        let micros = self.0.gauges.probe_lag.load(Ordering::Relaxed);
-        (micros > 0).then(|| Duration::from_micros(micros))
+        self.0.fleet.links().values().filter_map(|link| link.probe_lag()).max()
     }
 
     pub(super) fn undecodable(&self) -> u64 {

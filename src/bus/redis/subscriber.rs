@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use super::connection::{Backoff, Connector, Live};
 use super::fleet::Fleet;
+use super::gauges::Gauges;
 use super::link::Link;
 use super::subscriptions::Groups;
 use crate::bus::{Envelope, Inbox, Partitions};
@@ -57,19 +58,12 @@ pub(super) struct Subscriber {
     first: Mutex<Option<Live>>,
 }
 
-/// What others may ask about the subscribers.
-#[derive(Default)]
-pub(super) struct Gauges {
-    pub reconnects: AtomicU64,
-    /// Microseconds; 0 before the first probe came back.
-    pub probe_lag: AtomicU64,
-    pub undecodable: AtomicU64,
-}
-
 /// Hears what arrives. Runs in the connection's task, so that a user's events keep their order.
 struct Ear {
     inbox: Arc<dyn Inbox>,
     gauges: Arc<Gauges>,
+    /// On which the probes go out.
+    link: Arc<Link>,
     groups: Arc<Groups>,
     held: watch::Receiver<Arc<[usize]>>,
     shards: Shards,
@@ -109,6 +103,7 @@ impl Subscriber {
         let ear = Arc::new(Ear {
             inbox: fleet.inbox.clone(),
             gauges: gauges.clone(),
+            link: link.clone(),
             groups: groups.clone(),
             held: held.clone(),
             shards: shards.clone(),
@@ -398,8 +393,8 @@ impl Ear {
 
     fn on_probe(&self, payload: &[u8]) {
         if let Ok(sent) = payload.try_into().map(u64::from_be_bytes) {
-            let lag = (self.born.elapsed().as_micros() as u64).saturating_sub(sent);
-            self.gauges.probe_lag.store(lag.max(1), Ordering::Relaxed);
+            let sent = Duration::from_micros(sent);
+            self.link.note_probe(self.born.elapsed().saturating_sub(sent));
         }
     }
 }

@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::gather::Gather;
@@ -30,6 +29,7 @@ use crate::clock::Timestamp;
 use crate::config::PresenceConfig;
 use crate::ids::{DeviceId, NodeId, SessionId, UserId};
 use crate::shards::{Call, Failed, Failure, Pools, Script, Shards, ShardsError, Work, of_connect};
+use crate::shutdown::Stage;
 
 /// Connections to one master.
 const POOL_SIZE: usize = 16;
@@ -56,8 +56,7 @@ impl RedisPresence {
     pub(super) async fn connect(
         config: &PresenceConfig,
         shards: &Shards,
-        stop: CancellationToken,
-        tasks: &TaskTracker,
+        stage: &Stage,
     ) -> Result<Self> {
         let lease = Arc::new(Lease::new(&shards.config().prefix, config.lease));
         let pools = Arc::new(Pools::new(shards.clone(), POOL_SIZE, {
@@ -65,8 +64,8 @@ impl RedisPresence {
             move |addr, run| lease.on_connection(addr, run)
         }));
         lease.begin(&pools).await.map_err(of_begin)?;
-        let closing = stop.child_token();
-        tasks.spawn({
+        let closing = stage.stop.child_token();
+        stage.spawn_until("lease", closing.clone(), {
             let (lease, pools, closing) = (lease.clone(), pools.clone(), closing.clone());
             async move {
                 closing.run_until_cancelled(lease.keep(&pools)).await;
@@ -81,7 +80,7 @@ impl RedisPresence {
             closing,
         });
         let (gather, changes) = Gather::new();
-        tasks.spawn({
+        stage.spawn_until("gather", inner.closing.clone(), {
             let inner = inner.clone();
             async move {
                 inner.closing.run_until_cancelled(gather::run(&inner, changes)).await;

@@ -261,3 +261,18 @@ impl Watcher {
         self.metrics.signals.presence.increment(told);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_beyond_the_bound_are_dropped_and_counted() {
+        let (metrics, exporter) = Metrics::new();
+        let (watch, _queues) = Watch::new(Arc::default(), metrics);
+        for n in 0..=HINTS {
+            watch.came_or_went(UserId(uuid::Uuid::from_u128(n as u128)));
+        }
+        assert!(exporter.render().contains("tidings_presence_hints_dropped_total 1\n"));
+    }
+}
