@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::Producer as _;
 use tokio::task::spawn_blocking;
 
+use super::kafka::{admin_client, blocking};
 use super::logs::Logs;
+use super::producer::Producer;
 use crate::finding::Findings;
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -16,6 +19,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const RECORD_SPARE: usize = 128 << 10;
 /// The largest record that is made to be refused.
 const PROBE_BYTES: usize = 16 << 20;
+const UNREACHABLE: &str = "start it, and see that KAFKA_BROKERS and the way to it are right; a \
+                           broker tells its clients where to go on (advertised.listeners)";
 
 /// What the topic looks like.
 struct Topic {
@@ -35,26 +40,37 @@ pub async fn check(
     largest: usize,
     found: &mut Findings,
 ) {
-    let unreachable = "start it, and see that KAFKA_BROKERS and the way to it are right; a broker \
-                       tells its clients where to go on (advertised.listeners)";
-    let producer: FutureProducer<Logs> = match client.create_with_context(Logs::default()) {
-        Ok(producer) => producer,
-        Err(error) => {
-            return found.problem("reachable", format!("{brokers}: {error}"), unreachable);
+    let config = client.clone();
+    match blocking(move || Producer::new(&config, Logs::default())).await {
+        Ok(producer) => {
+            look(&producer, client, brokers, name, partitions, largest, found).await;
+            producer.end().await;
         }
-    };
+        Err(error) => found.problem("reachable", format!("{brokers}: {error}"), UNREACHABLE),
+    }
+}
+
+async fn look(
+    producer: &Producer,
+    client: &ClientConfig,
+    brokers: &str,
+    name: &str,
+    partitions: i32,
+    largest: usize,
+    found: &mut Findings,
+) {
     let started = Instant::now();
-    let topic = match topic(&producer, name).await {
+    let topic = match topic(producer, name).await {
         Ok((answering, topic)) => {
             let taken = started.elapsed().as_millis();
             found.ok("reachable", format!("{brokers}: {answering} brokers, in {taken} ms"));
             topic
         }
         Err(error) => {
-            return found.problem("reachable", format!("{brokers}: {error}"), unreachable);
+            return found.problem("reachable", format!("{brokers}: {error}"), UNREACHABLE);
         }
     };
-    let admin: AdminClient<Logs> = match client.create_with_context(Logs::default()) {
+    let admin = match admin_client(client).await {
         Ok(admin) => admin,
         Err(error) => {
             return found.problem("topic", error.to_string(), "report this");
@@ -68,23 +84,16 @@ pub async fn check(
             may_write(client, name, limit, found).await;
         }
     }
-    // Both wait for their threads.
-    let _ = spawn_blocking(move || {
-        drop(admin);
-        drop(producer);
-    })
-    .await;
+    // Waits for its thread.
+    let _ = spawn_blocking(move || drop(admin)).await;
 }
 
 /// How many brokers there are, and the topic if there is one. Asks for all topics: on many brokers
 /// merely asking for one by name makes it.
-async fn topic(
-    producer: &FutureProducer<Logs>,
-    name: &str,
-) -> Result<(usize, Option<Topic>), KafkaError> {
+async fn topic(producer: &Producer, name: &str) -> Result<(usize, Option<Topic>), KafkaError> {
     let (producer, name) = (producer.clone(), name.to_owned());
-    let asked = spawn_blocking(move || {
-        let metadata = producer.client().fetch_metadata(None, ANSWER_LIMIT)?;
+    blocking(move || {
+        let metadata = producer.base().client().fetch_metadata(None, ANSWER_LIMIT)?;
         let topic = metadata.topics().iter().find(|topic| topic.name() == name).map(|topic| {
             let partitions = topic.partitions();
             Topic {
@@ -95,8 +104,8 @@ async fn topic(
             }
         });
         Ok((metadata.brokers().len(), topic))
-    });
-    asked.await.unwrap_or(Err(KafkaError::Canceled))
+    })
+    .await
 }
 
 fn judge(name: &str, topic: &Topic, wanted: i32, found: &mut Findings) {
@@ -157,7 +166,11 @@ async fn configuration(
     let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT));
     let asked = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
     let Some(Ok(settings)) = asked.ok().and_then(|answers| answers.into_iter().next()) else {
-        found.ok("settings", "the topic's settings may not be asked for here (DescribeConfigs)");
+        found.warning(
+            "settings",
+            "the topic's settings may not be asked for here",
+            "let this user describe them (an ACL for DESCRIBE_CONFIGS); a node does without",
+        );
         return None;
     };
     let number = |name| settings.get(name)?.value.as_ref()?.parse::<usize>().ok();
@@ -191,24 +204,33 @@ async fn configuration(
 /// Offers a record that is too large to be taken: the broker looks at the right to write before it
 /// looks at the size, so that its refusal tells, and nothing is stored.
 async fn may_write(client: &ClientConfig, name: &str, limit: Option<usize>, found: &mut Findings) {
-    let Some(size) = limit.map(|limit| limit + 1024).filter(|size| *size <= PROBE_BYTES) else {
-        found.ok("write", "not tried: it is not known which size the topic does not take");
-        return;
+    let Some(limit) = limit else {
+        return found.warning(
+            "write",
+            "not tried: it is not known which size the topic does not take",
+            "let this user describe the topic's settings (an ACL for DESCRIBE_CONFIGS)",
+        );
     };
+    let size = limit + 1024;
+    if size > PROBE_BYTES {
+        return found.warning(
+            "write",
+            format!("not tried: the topic takes records of {} KiB, and keeps them", limit >> 10),
+            format!("see that this user may write to {name} (an ACL for WRITE)"),
+        );
+    }
     let mut client = client.clone();
     client
-        .set("message.max.bytes", (size + (64 << 10)).to_string())
         // The limit is for what was compressed.
         .set("compression.type", "none")
         .set("delivery.timeout.ms", ANSWER_LIMIT.as_millis().to_string())
         .set("request.timeout.ms", ANSWER_LIMIT.as_millis().to_string());
     let refused = async {
-        let prober: FutureProducer<Logs> = client.create_with_context(Logs::default())?;
-        let payload = vec![0u8; size];
-        let record = FutureRecord::<(), [u8]>::to(name).payload(&payload);
-        let outcome = prober.send(record, ANSWER_LIMIT).await.map_err(|(error, _)| error);
-        let _ = spawn_blocking(move || drop(prober)).await;
-        outcome.map(drop)
+        let prober = blocking(move || Producer::new(&client, Logs::default())).await?;
+        let sent = prober.send(name, "", &vec![0u8; size], OwnedHeaders::new(), None);
+        let outcome = Producer::outcome(sent, ANSWER_LIMIT * 2).await;
+        prober.end().await;
+        outcome
     };
     match refused.await {
         Err(KafkaError::MessageProduction(

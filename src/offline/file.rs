@@ -13,10 +13,10 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::record::Record;
 use super::{OfflineError, QUEUE_KIB, take_room};
+use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 
 /// Lines that share one fsync, and that wait for the next.
@@ -54,7 +54,7 @@ impl FileSink {
     pub async fn open(
         path: PathBuf,
         metrics: &Metrics,
-        tasks: &TaskTracker,
+        stage: &Stage,
     ) -> Result<Self, OfflineError> {
         let log = spawn_blocking(move || Log::open(path)).await;
         let log = log.map_err(|_| OfflineError::Closing)??;
@@ -66,7 +66,7 @@ impl FileSink {
             closed: CancellationToken::new(),
             metrics: metrics.clone(),
         });
-        tasks.spawn(run(log, jobs, state.clone()));
+        stage.spawn("offline file", run(log, jobs, state.clone()));
         Ok(Self { lines, room: Arc::new(Semaphore::new(QUEUE_KIB as usize)), state })
     }
 

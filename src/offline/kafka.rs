@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -11,17 +12,17 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::Producer as _;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 use super::logs::Logs;
-use super::producer::Producer;
+use super::producer::{Producer, Sent};
 use super::record::Record;
 use super::{OfflineError, QUEUE_KIB, take_room};
 use crate::config::KafkaSecurity;
+use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::{Span, Trace};
 
@@ -29,6 +30,10 @@ use crate::telemetry::traces::{Span, Trace};
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// From the producer's queue to the confirmation; then the caller tries again later.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
+/// By then the producer has told of a record, unless it is dead.
+const OUTCOME_LIMIT: Duration = DELIVERY_LIMIT.saturating_add(Duration::from_secs(5));
+/// What the client takes, as much as it can: the topic alone judges how large a record may be.
+const MAX_BYTES: u32 = 1_000_000_000;
 /// A broker that is stopped, not dead, keeps its connections: a request fails after this time.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// An awaited single record takes this long; many at once share the request anyway.
@@ -36,6 +41,8 @@ const LINGER: Duration = Duration::from_millis(2);
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// Before a broken producer is replaced again, if that has failed.
+const REPLACE_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub struct KafkaSink {
@@ -46,8 +53,10 @@ pub struct KafkaSink {
 
 struct Inner {
     client: ClientConfig,
-    /// Locked for a call that does not wait, never across an await; see [`Inner::replace`].
-    producer: RwLock<Producer>,
+    /// Locked for a call that does not wait, never across an await; None once it is closed.
+    producer: RwLock<Option<Producer>>,
+    /// One call does it.
+    replacing: AtomicBool,
     topic: String,
     /// If the topic has to be made again.
     partitions: i32,
@@ -64,38 +73,48 @@ impl KafkaSink {
         topic: &str,
         partitions: i32,
         metrics: &Metrics,
-        tasks: &TaskTracker,
+        stage: &Stage,
     ) -> Result<Self, OfflineError> {
         let logs = Logs::default();
         let fail = |error: KafkaError| OfflineError::Connect {
             brokers: brokers.to_owned(),
             reason: logs.explain(&error),
         };
-        let producer = Producer::new(&client, logs.clone()).map_err(fail)?;
+        let unusable = |reason| OfflineError::Topic { topic: topic.to_owned(), reason };
+        let (config, to_logs) = (client.clone(), logs.clone());
+        let producer = blocking(move || Producer::new(&config, to_logs)).await.map_err(fail)?;
         let deadline = Instant::now() + CONNECT_LIMIT;
         let created = create_topic(&client, topic, partitions).await;
-        let of_topic = find_topic(&producer, topic, deadline).await.map_err(fail)?;
-        match (of_topic, created) {
-            (Some(there), _) if there != partitions => {
+        let found = match (find_topic(&producer, topic, deadline).await, created) {
+            (Ok(Seen::Led(there)), _) => Ok(there),
+            (Ok(Seen::Leaderless), _) => Err(unusable("a partition of it has no leader".into())),
+            (Ok(Seen::Missing), Err(error)) => {
+                Err(unusable(format!("it does not exist, and it cannot be created here: {error}")))
+            }
+            (Ok(Seen::Missing), Ok(())) => {
+                Err(unusable("it was created, and the brokers do not know it yet".into()))
+            }
+            (Err(error), _) => Err(fail(error)),
+        };
+        match found {
+            Ok(there) if there != partitions => {
                 tracing::info!(
                     topic,
                     partitions = there,
                     "the offline topic has its own number of partitions"
                 );
             }
-            (Some(_), _) => {}
-            (None, created) => {
-                let reason = match created {
-                    Err(error) => error.to_string(),
-                    Ok(()) => "it was created, but has no leader yet".into(),
-                };
-                return Err(OfflineError::Topic { topic: topic.to_owned(), reason });
+            Ok(_) => {}
+            Err(error) => {
+                producer.end().await;
+                return Err(error);
             }
         }
         let closing = CancellationToken::new();
         let inner = Arc::new(Inner {
             client,
-            producer: RwLock::new(producer),
+            producer: RwLock::new(Some(producer)),
+            replacing: AtomicBool::new(false),
             topic: topic.to_owned(),
             partitions,
             queue: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
@@ -103,7 +122,7 @@ impl KafkaSink {
             closing: closing.clone(),
             metrics: metrics.clone(),
         });
-        tasks.spawn(inner.clone().probe());
+        stage.spawn_until("probe", closing.clone(), inner.clone().probe());
         Ok(Self { inner, _probe: Arc::new(closing.drop_guard()) })
     }
 
@@ -128,17 +147,17 @@ impl KafkaSink {
     }
 
     pub fn queue_len(&self) -> usize {
-        self.inner.with_producer(Producer::queue_len)
+        self.inner.with_producer(Producer::queue_len).unwrap_or(0)
     }
 
+    /// When it is done, no thread of the producer is left; if a probe is still asking, when that is.
     pub async fn close(&self) {
         self.inner.closing.cancel();
         self.inner.queue.close();
-        let producer = self.inner.with_producer(Clone::clone);
-        let flushed = spawn_blocking(move || producer.base().flush(CLOSE_LIMIT)).await;
-        if !matches!(flushed, Ok(Ok(()))) {
+        let inner = self.inner.clone();
+        if let Ok(Some(records)) = spawn_blocking(move || inner.end()).await {
             tracing::warn!(
-                records = self.queue_len(),
+                records,
                 "offline records were not confirmed before the end; they stay unsettled"
             );
         }
@@ -146,43 +165,41 @@ impl KafkaSink {
 }
 
 impl Inner {
-    fn with_producer<T>(&self, call: impl FnOnce(&Producer) -> T) -> T {
-        call(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
+    fn with_producer<T>(&self, call: impl FnOnce(&Producer) -> T) -> Option<T> {
+        self.producer.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(call)
     }
 
     async fn produce(self: &Arc<Self>, record: &Record) -> Result<(), OfflineError> {
         let value = record.value();
-        let _room = take_room(&self.queue, value.len()).await?;
+        let size = value.len();
+        let room = take_room(&self.queue, size).await?;
         let mut span = Span::of_record(|| format!("{} publish", self.topic), record.trace());
         span.set("messaging.system", "kafka");
-        span.count("messaging.message.body.size", value.len());
-        let confirmed = match self.enqueue(record, &value, &span.trace()) {
-            Ok(confirmed) => match confirmed.await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(KafkaError::Canceled),
-            },
-            Err(error) => Err(error),
-        };
-        let Err(error) = confirmed else {
+        span.count("messaging.message.body.size", size);
+        let sent = self.enqueue(record, value, &span.trace(), room).ok_or(OfflineError::Closing)?;
+        let Err(error) = Producer::outcome(sent, OUTCOME_LIMIT).await else {
             self.up.store(true, Ordering::Relaxed);
             return Ok(());
         };
         let error = classify(&error);
         span.failed("not confirmed");
         if error.is_transient() {
-            self.up.store(false, Ordering::Relaxed);
-            self.replace_if_broken().await;
+            if self.up.swap(false, Ordering::Relaxed) {
+                tracing::warn!(%error, "Kafka confirms no record");
+            }
+            self.replace_if_broken();
         }
         Err(error)
     }
 
-    /// Puts the record into the producer's own queue, which copies it.
+    /// Puts the record into the producer's own queue, which copies it; None if it is closed.
     fn enqueue(
         &self,
         record: &Record,
-        value: &[u8],
+        value: Vec<u8>,
         trace: &Trace,
-    ) -> Result<oneshot::Receiver<Result<(), KafkaError>>, KafkaError> {
+        room: OwnedSemaphorePermit,
+    ) -> Option<Sent> {
         let key = record.key().to_string();
         let named = record.headers();
         let mut headers = named
@@ -193,36 +210,56 @@ impl Inner {
         if let Some(value) = &trace.traceparent() {
             headers = headers.insert(Header { key: "traceparent", value: Some(value) });
         }
-        self.with_producer(|producer| producer.send(&self.topic, &key, value, headers))
+        self.with_producer(|producer| producer.send(&self.topic, &key, &value, headers, Some(room)))
     }
 
     /// An idempotent producer that lost track of its sequence fails for ever: a new one takes over.
     /// What the old one held fails and is handed over again by its callers, with the same ids.
-    async fn replace_if_broken(self: &Arc<Self>) {
-        let fatal = self.with_producer(|producer| producer.base().client().fatal_error());
-        if let Some((code, reason)) = fatal
+    fn replace_if_broken(self: &Arc<Self>) {
+        if self.with_producer(Producer::broken).flatten().is_some()
             && !self.closing.is_cancelled()
+            && !self.replacing.swap(true, Ordering::AcqRel)
         {
-            tracing::error!(%code, reason, "the Kafka producer is broken, making a new one");
             let inner = self.clone();
-            let replaced = spawn_blocking(move || inner.replace()).await;
-            if let Ok(Err(error)) = replaced {
+            spawn_blocking(move || {
+                inner.replace();
+                inner.replacing.store(false, Ordering::Release);
+            });
+        }
+    }
+
+    /// Blocks: making a client reads files, and ending one waits. Nobody else does meanwhile.
+    fn replace(&self) {
+        // Else it was replaced between the look and the turn.
+        let Some(reason) = self.with_producer(Producer::broken).flatten() else { return };
+        tracing::error!(reason, "the Kafka producer is broken, making a new one");
+        match Producer::new(&self.client, Logs::default()) {
+            Ok(new) => {
+                let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+                let ended = match producer.as_mut() {
+                    Some(old) => std::mem::replace(old, new),
+                    // Closed meanwhile.
+                    None => new,
+                };
+                drop(producer);
+                drop(ended);
+            }
+            Err(error) => {
                 tracing::error!(%error, "no new Kafka producer could be made");
+                thread::sleep(REPLACE_PAUSE);
             }
         }
     }
 
-    /// Blocks: making a client reads files, and ending one may wait.
-    fn replace(&self) -> Result<(), KafkaError> {
-        let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
-        // Someone else may have been quicker.
-        if producer.base().client().fatal_error().is_some() {
-            let old =
-                std::mem::replace(&mut *producer, Producer::new(&self.client, Logs::default())?);
-            drop(producer);
-            drop(old);
-        }
-        Ok(())
+    /// Blocks until all is confirmed, or the limit is over: then returns how many records are not,
+    /// which fail.
+    fn end(&self) -> Option<usize> {
+        let producer = self.with_producer(Clone::clone)?;
+        let flushed = producer.base().flush(CLOSE_LIMIT);
+        let left = flushed.is_err().then(|| producer.queue_len());
+        let held = self.producer.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop((held, producer));
+        left
     }
 
     async fn probe(self: Arc<Self>) {
@@ -243,19 +280,28 @@ impl Inner {
     /// Asks for the topic, so that an outage shows also without traffic, and its end without a
     /// record that dares; a topic that was lost meanwhile is made again.
     async fn probe_once(self: &Arc<Self>) {
-        self.replace_if_broken().await;
-        let producer = self.with_producer(Clone::clone);
-        match partitions_of(&producer, &self.topic, PROBE_LIMIT).await {
-            Ok(Some(_)) => {
+        self.replace_if_broken();
+        let Some(producer) = self.with_producer(Clone::clone) else { return };
+        let topic = self.topic.as_str();
+        match look_for(producer, topic, PROBE_LIMIT).await {
+            Ok(Seen::Led(_)) => {
                 if !self.up.swap(true, Ordering::Relaxed) {
                     tracing::info!("Kafka answers again");
                 }
             }
-            Ok(None) => {
+            Ok(Seen::Leaderless) => {
+                if self.up.swap(false, Ordering::Relaxed) {
+                    tracing::warn!(topic, "a partition of the offline topic has no leader");
+                }
+            }
+            Ok(Seen::Missing) => {
                 self.up.store(false, Ordering::Relaxed);
-                let made = create_topic(&self.client, &self.topic, self.partitions).await;
-                let error = made.err().map(|error| error.to_string());
-                tracing::warn!(topic = self.topic, error, "the offline topic was missing");
+                match create_topic(&self.client, topic, self.partitions).await {
+                    Ok(()) => tracing::warn!(topic, "the offline topic was missing"),
+                    Err(error) => {
+                        tracing::warn!(topic, %error, "the offline topic is missing, or hidden");
+                    }
+                }
             }
             Err(error) => {
                 if self.up.swap(false, Ordering::Relaxed) {
@@ -263,7 +309,8 @@ impl Inner {
                 }
             }
         }
-        self.metrics.kafka.queue.set(producer.queue_len() as f64);
+        let waiting = self.with_producer(Producer::queue_len).unwrap_or(0);
+        self.metrics.kafka.queue.set(waiting as f64);
     }
 }
 
@@ -283,6 +330,7 @@ pub(super) fn client_config(brokers: &str, security: &KafkaSecurity) -> ClientCo
         .set("socket.keepalive.enable", "true")
         .set("linger.ms", millis(LINGER))
         .set("compression.type", "lz4")
+        .set("message.max.bytes", MAX_BYTES.to_string())
         // As the Java clients do it, so that others find a conversation's partition.
         .set("partitioner", "murmur2_random")
         // Back soon after a restart of the broker.
@@ -313,6 +361,20 @@ pub(super) fn client_config(brokers: &str, security: &KafkaSecurity) -> ClientCo
     config
 }
 
+/// What takes files, threads or time is not for an async worker.
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+) -> Result<T, KafkaError> {
+    // Not joined only if the runtime is going down.
+    spawn_blocking(call).await.unwrap_or(Err(KafkaError::Canceled))
+}
+
+/// To be dropped where it may block: it waits for its thread.
+pub(super) async fn admin_client(client: &ClientConfig) -> Result<AdminClient<Logs>, KafkaError> {
+    let client = client.clone();
+    blocking(move || client.create_with_context(Logs::default())).await
+}
+
 /// Makes the topic; Ok also if it is there. First of all, for on many brokers merely asking for an
 /// unknown topic makes it, with a number of partitions that nobody chose.
 async fn create_topic(
@@ -320,14 +382,13 @@ async fn create_topic(
     topic: &str,
     partitions: i32,
 ) -> Result<(), KafkaError> {
-    let admin: AdminClient<Logs> = client.create_with_context(Logs::default())?;
+    let admin = admin_client(client).await?;
     // The broker's own default replication.
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
     let options = AdminOptions::new()
         .request_timeout(Some(CONNECT_LIMIT))
         .operation_timeout(Some(CONNECT_LIMIT));
     let answer = admin.create_topics([&new], &options).await;
-    // Waits for its thread.
     let _ = spawn_blocking(move || drop(admin)).await;
     match answer?.into_iter().next() {
         Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) | None => Ok(()),
@@ -339,42 +400,48 @@ async fn create_topic(
     }
 }
 
-/// How many partitions the topic has, once each has a leader; None if it does not come to that
-/// before the deadline. An error if no broker answers.
+/// What the brokers tell of the topic.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    /// So many partitions, each with its leader.
+    Led(i32),
+    /// It is there, and one of its partitions waits for its broker.
+    Leaderless,
+    Missing,
+}
+
+/// Asks until each partition has its leader, or the deadline is over. An error if no broker answers.
 async fn find_topic(
     producer: &Producer,
     topic: &str,
     deadline: Instant,
-) -> Result<Option<i32>, KafkaError> {
+) -> Result<Seen, KafkaError> {
     /// A new topic's leaders are known after a few milliseconds.
     const PAUSE: Duration = Duration::from_millis(50);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match partitions_of(producer, topic, left.min(PROBE_LIMIT)).await {
-            Ok(Some(partitions)) => return Ok(Some(partitions)),
+        match look_for(producer.clone(), topic, left.min(PROBE_LIMIT)).await {
+            Ok(seen @ Seen::Led(_)) => return Ok(seen),
             answer if Instant::now() + PAUSE >= deadline => return answer,
             _ => tokio::time::sleep(PAUSE).await,
         }
     }
 }
 
-/// Asks once: how many partitions the topic has, None if it is missing or one lacks its leader.
-async fn partitions_of(
-    producer: &Producer,
-    topic: &str,
-    limit: Duration,
-) -> Result<Option<i32>, KafkaError> {
-    let (producer, topic) = (producer.clone(), topic.to_owned());
-    let asked = spawn_blocking(move || {
+/// Asks once.
+async fn look_for(producer: Producer, topic: &str, limit: Duration) -> Result<Seen, KafkaError> {
+    let topic = topic.to_owned();
+    blocking(move || {
         let metadata = producer.base().client().fetch_metadata(Some(&topic), limit)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let led = found.map(|found| found.partitions()).filter(|partitions| {
-            !partitions.is_empty() && partitions.iter().all(|one| one.leader() >= 0)
-        });
-        Ok(led.map(|partitions| partitions.len() as i32))
-    });
-    // Not joined only if the runtime is going down.
-    asked.await.unwrap_or(Err(KafkaError::Canceled))
+        let partitions = found.map(|found| found.partitions()).unwrap_or_default();
+        Ok(match partitions {
+            [] => Seen::Missing,
+            all if all.iter().any(|one| one.leader() < 0) => Seen::Leaderless,
+            all => Seen::Led(all.len() as i32),
+        })
+    })
+    .await
 }
 
 /// Only what is wrong with the record itself, listed by name, is refused for ever; all else may

@@ -19,7 +19,6 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
 
 use file::FileSink;
 use kafka::KafkaSink;
@@ -28,6 +27,7 @@ pub use record::{MAX_RECIPIENTS, Reason, Recipient, Record};
 use crate::config::OfflineConfig;
 use crate::finding::Findings;
 use crate::sabotage::{self, Mutation};
+use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{KafkaFailure, OfflineOutcome};
 
@@ -46,10 +46,7 @@ pub enum Offline {
 pub enum OfflineError {
     #[error("no Kafka broker of KAFKA_BROKERS ({brokers}) answers: {reason}")]
     Connect { brokers: String, reason: String },
-    #[error(
-        "the topic KAFKA_OFFLINE_TOPIC ({topic}) does not exist, and it cannot be created here: \
-         {reason}"
-    )]
+    #[error("the topic KAFKA_OFFLINE_TOPIC ({topic}) cannot be used: {reason}")]
     Topic { topic: String, reason: String },
     #[error("the offline file {path} cannot be used: {source}")]
     File { path: PathBuf, source: std::io::Error },
@@ -99,21 +96,21 @@ pub async fn check_kafka(config: &OfflineConfig, largest: usize, found: &mut Fin
 
 impl Offline {
     /// Connects within 10 s, making the topic if it is missing, or opens the file and mends it. The
-    /// sink's task runs on `tasks` until [`Offline::close`], or until the last clone is dropped.
+    /// sink's task runs on the stage until [`Offline::close`], or until the last clone is dropped.
     pub async fn connect(
         config: &OfflineConfig,
         metrics: &Metrics,
-        tasks: &TaskTracker,
+        stage: &Stage,
     ) -> Result<Self, OfflineError> {
         match config {
             OfflineConfig::Kafka { brokers, topic, partitions, security } => {
                 let client = kafka::client_config(brokers, security);
                 let sink =
-                    KafkaSink::connect(client, brokers, topic, *partitions, metrics, tasks).await?;
+                    KafkaSink::connect(client, brokers, topic, *partitions, metrics, stage).await?;
                 Ok(Self::Kafka(sink))
             }
             OfflineConfig::File { path } => {
-                Ok(Self::File(FileSink::open(path.clone(), metrics, tasks).await?))
+                Ok(Self::File(FileSink::open(path.clone(), metrics, stage).await?))
             }
         }
     }
@@ -121,7 +118,8 @@ impl Offline {
     /// Resolves when the record is confirmed, by the brokers or by the disk; Kafka gives up after
     /// about a minute at most. To be awaited many at once: they share batches. While the queue has
     /// room, futures first polled in order are written in order; otherwise `change_seq` tells which
-    /// is newer. Dropping the future may or may not hand the record over.
+    /// is newer. Dropping the future may or may not hand the record over, and gives no room back
+    /// that the record still takes.
     pub async fn hand_over(&self, record: Record) -> Result<(), OfflineError> {
         if sabotage::is_on(Mutation::SkipKafka) {
             return Ok(());
@@ -151,7 +149,8 @@ impl Offline {
         }
     }
 
-    /// Refuses what is new, and waits, within 10 s, until what was handed over is confirmed.
+    /// Refuses what is new, and waits, within 10 s, until what was handed over is confirmed; what is
+    /// not by then fails.
     pub async fn close(&self) {
         match self {
             Self::Kafka(sink) => sink.close().await,

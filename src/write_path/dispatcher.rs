@@ -337,8 +337,9 @@ impl Dispatcher {
             let users: Vec<UserId> = record.recipients().iter().map(|r| r.user_id).collect();
             match self.offline.hand_over(record.traced(&trace)).await {
                 Ok(()) => {}
+                // That the sink is away, it tells itself.
                 Err(error) if error.is_transient() => {
-                    tracing::warn!(%error, message_id = %message.id, "not handed over");
+                    tracing::debug!(%error, message_id = %message.id, "not handed over");
                     continue;
                 }
                 // It would be refused for ever: said once, and done with.

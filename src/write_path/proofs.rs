@@ -100,6 +100,7 @@ impl Proofs {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let most = config.receipts_max_members as usize;
         // Well within the grace, after which they would be taken for laggards.
+        let in_parts = FLUSH_EVERY * PARTS as u32 <= config.settle_grace / 4;
         let mut large = Large::new(most, FLUSH_LARGE_EVERY.min(config.settle_grace / 4));
         let mut turn = 0;
         while !stop.is_cancelled() {
@@ -108,7 +109,7 @@ impl Proofs {
                 _ = ticks.tick() => {}
             }
             turn += 1;
-            let part = (self.len() >= MANY).then_some(turn % PARTS);
+            let part = (in_parts && self.len() >= MANY).then_some(turn % PARTS);
             let (members, back) = large.part(part, self.take(part), Instant::now());
             self.flush(members, back, &receipts, &config).await;
         }
@@ -192,7 +193,6 @@ impl Proofs {
                 self.metrics.dispatch.proofs_dropped.increment(1);
             }
         }
-        pending.retain(|_, runs| !runs.is_empty());
     }
 }
 
@@ -242,13 +242,14 @@ impl Large {
 fn split(mut runs: Vec<Pending>, offered: &mut Vec<Pending>, back: &mut Vec<Pending>) {
     runs.sort_unstable_by_key(|pending| (pending.run.lo, pending.run.hi));
     let mut end = i64::MIN;
-    for mut pending in runs {
-        if pending.run.proof == Proof::Ack {
-            pending.run.lo = pending.run.lo.max(end.saturating_add(1));
+    for pending in runs {
+        let mut run = pending.run;
+        if run.proof == Proof::Ack {
+            run.lo = run.lo.max(end.saturating_add(1));
         }
-        if pending.run.lo > end {
-            end = pending.run.hi;
-            offered.push(pending);
+        if run.lo > end && run.lo <= run.hi {
+            end = run.hi;
+            offered.push(Pending { run, ..pending });
         } else {
             back.push(pending);
         }
@@ -304,6 +305,30 @@ mod tests {
         split(pending, &mut offered, &mut back);
         let seqs = |runs: &[Pending]| runs.iter().map(|p| p.run.lo).collect::<Vec<_>>();
         assert_eq!((seqs(&offered), seqs(&back)), (vec![1, 4, 6], vec![2]));
+    }
+
+    #[tokio::test]
+    async fn an_acknowledgement_of_what_another_says_waits_as_it_is() {
+        let ack = |lo, hi| {
+            let run = Run { proof: Proof::Ack, ..run(lo, hi) };
+            Pending { run, since: Instant::now() }
+        };
+        let (mut offered, mut back) = (Vec::new(), Vec::new());
+        split(vec![ack(5, 9), ack(1, 20), ack(18, 21)], &mut offered, &mut back);
+        let seqs = |runs: &[Pending]| runs.iter().map(|p| (p.run.lo, p.run.hi)).collect::<Vec<_>>();
+        assert_eq!((seqs(&offered), seqs(&back)), (vec![(1, 20), (21, 21)], vec![(5, 9)]));
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_longer_than_the_grace_is_dropped_and_counted() {
+        let (metrics, exporter) = Metrics::new();
+        let proofs = Proofs::new(metrics);
+        let pending = Pending { run: run(2, 3), since: Instant::now() };
+        proofs.put_back(vec![pending], Duration::from_secs(60));
+        assert_eq!(proofs.len(), 1);
+        proofs.put_back(vec![pending], Duration::ZERO);
+        assert_eq!(proofs.len(), 1);
+        assert!(exporter.render().contains("tidings_proofs_dropped_total 1\n"));
     }
 
     #[tokio::test]

@@ -1,17 +1,21 @@
 //! Closes the loop for members who are behind: published again while a device is live, handed
 //! over when none is, until `settled_seq` has caught up. Any live node claims what is due.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::dispatcher::{Dispatcher, message_envelope, recipient};
 use crate::bus::{Class, Classic, Envelope, Head};
 use crate::clock::Timestamp;
 use crate::config::DeliveryConfig;
-use crate::ids::{Seq, UserId};
+use crate::ids::{ConversationId, Seq, UserId};
 use crate::offline::Reason;
 use crate::presence::Status;
 use crate::protocol::event::Event;
@@ -23,10 +27,15 @@ use crate::telemetry::traces::Trace;
 
 const EVERY: Duration = Duration::from_millis(500);
 const CLAIM: u32 = 64;
-/// How long a claim is this node's: longer than the two parts of a round, see [`STEP_LIMIT`].
+/// How long a claim is this node's; longer than a round, and renewed while hand-overs go on.
 const CLAIM_LEASE: Duration = Duration::from_secs(30);
-/// How long one laggard's step may take; all of a part go on at once.
+/// How long a step for a live device may take; all of a round go on at once. So often the claims
+/// of those who are handed over are renewed.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
+/// Parts that are handed over at a time, each of one claim.
+const HAND_OVERS: usize = 4;
+/// How long a part waits for the end of another; then it is not its turn.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
 /// Users to be hastened that may wait.
 pub const HASTEN_QUEUE: usize = 4_096;
 /// Messages published again, or handed over, at a time for one member.
@@ -59,22 +68,50 @@ fn step(laggard: &Laggard, status: &Status, offline_after: Duration) -> Step {
     }
 }
 
+/// Laggards that are dealt with together, and what is to be done about each.
+type Part = Vec<(Laggard, Step)>;
+/// When to look again, for the store.
+type Again = (UserId, ConversationId, Duration);
+
+/// Where parts go that are to be handed over.
+struct HandOvers {
+    room: Arc<Semaphore>,
+    parts: mpsc::Sender<(Part, OwnedSemaphorePermit)>,
+}
+
 /// Until `stop`. `hasten` names users whose sockets ended badly: what they are known to lack is
 /// looked at now.
 pub async fn run(
     dispatcher: Arc<Dispatcher>,
     delivery: DeliveryConfig,
-    mut hasten: mpsc::Receiver<UserId>,
+    hasten: mpsc::Receiver<UserId>,
     stop: CancellationToken,
+) {
+    let (parts, mut begun) = mpsc::channel(HAND_OVERS);
+    let to_hand_over = HandOvers { room: Arc::new(Semaphore::new(HAND_OVERS)), parts };
+    let hand_overs = stream::poll_fn(|cx| begun.poll_recv(cx))
+        .for_each_concurrent(HAND_OVERS, |(part, room)| {
+            hand_over_part(&dispatcher, &delivery, part, room)
+        });
+    // What is cut off here is this node's until its claim runs out, and then anyone's.
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work(&dispatcher, &delivery, hasten, &to_hand_over) => {}
+        () = hand_overs => {}
+    }
+}
+
+async fn work(
+    dispatcher: &Arc<Dispatcher>,
+    delivery: &DeliveryConfig,
+    mut hasten: mpsc::Receiver<UserId>,
+    to_hand_over: &HandOvers,
 ) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut users = Vec::new();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+        ticks.tick().await;
         while users.len() < HASTEN_QUEUE
             && let Ok(user) = hasten.try_recv()
         {
@@ -88,12 +125,7 @@ pub async fn run(
             }
             users.clear();
         }
-        // What is cut off here is this node's until its claim runs out, and then anyone's.
-        let worked_off = tokio::select! {
-            () = stop.cancelled() => return,
-            worked_off = work_off(&dispatcher, &delivery) => worked_off,
-        };
-        match worked_off {
+        match work_off(dispatcher, delivery, to_hand_over).await {
             Ok(claimed) if claimed == CLAIM as usize => ticks.reset_immediately(),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "laggards could not be worked off"),
@@ -101,35 +133,89 @@ pub async fn run(
     }
 }
 
-async fn work_off(dispatcher: &Arc<Dispatcher>, delivery: &DeliveryConfig) -> Result<usize> {
+async fn work_off(
+    dispatcher: &Arc<Dispatcher>,
+    delivery: &DeliveryConfig,
+    to_hand_over: &HandOvers,
+) -> Result<usize> {
     let laggards = dispatcher.store.claim_laggards(CLAIM, CLAIM_LEASE).await?;
     if laggards.is_empty() {
         return Ok(0);
     }
+    let claimed = laggards.len();
     let users: Vec<UserId> = laggards.iter().map(|laggard| laggard.user_id).collect();
     let status = dispatcher.presence.status(&users).await;
-    let steps = laggards.iter().zip(&status);
-    let steps = steps.map(|(laggard, status)| step(laggard, status, delivery.offline_after));
-    // Live devices first: they do not wait for an offline sink that is away.
-    let (hand_overs, live): (Vec<_>, Vec<_>) =
-        laggards.iter().zip(steps).partition(|(_, step)| matches!(step, Step::HandOver(_)));
-    for part in [live, hand_overs] {
-        let taken = part.iter().map(|(laggard, step)| async move {
-            let taken = tokio::time::timeout(STEP_LIMIT, take(dispatcher, laggard, *step)).await;
-            let done = match taken {
-                Ok(Ok(done)) => done,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, user.id = %laggard.user_id, "a laggard stays behind");
-                    false
-                }
-                Err(_) => false,
-            };
-            (laggard.user_id, laggard.conversation_id, pause(laggard, *step, done, delivery))
-        });
-        let postponed = futures_util::future::join_all(taken).await;
-        dispatcher.store.postpone_laggards(&postponed).await?;
+    let steps = laggards.into_iter().zip(status).map(|(laggard, status)| {
+        let step = step(&laggard, &status, delivery.offline_after);
+        (laggard, step)
+    });
+    // Live devices do not wait for an offline sink that is away.
+    let (hand_overs, live): (Part, Part) =
+        steps.partition(|(_, step)| matches!(step, Step::HandOver(_)));
+    let taken = live.iter().map(|(laggard, step)| async move {
+        let done = timeout(STEP_LIMIT, attend(dispatcher, laggard, *step)).await.unwrap_or(false);
+        again(laggard, *step, done, delivery)
+    });
+    let live = join_all(taken).await;
+    dispatcher.store.postpone_laggards(&live).await?;
+    if hand_overs.is_empty() {
+        return Ok(claimed);
     }
-    Ok(laggards.len())
+    match timeout(ROOM_LIMIT, to_hand_over.room.clone().acquire_owned()).await {
+        Ok(Ok(room)) => {
+            // There is a place for each that has room.
+            let _ = to_hand_over.parts.try_send((hand_overs, room));
+        }
+        _ => {
+            let later = hand_overs.iter().map(|(one, step)| again(one, *step, false, delivery));
+            dispatcher.store.postpone_laggards(&later.collect::<Vec<_>>()).await?;
+        }
+    }
+    Ok(claimed)
+}
+
+/// As long as it takes, for what is given up here may be under way all the same and would be handed
+/// over twice; the offline sink gives up by itself.
+async fn hand_over_part(
+    dispatcher: &Arc<Dispatcher>,
+    delivery: &DeliveryConfig,
+    part: Part,
+    _room: OwnedSemaphorePermit,
+) {
+    let taken = part.iter().map(|(laggard, step)| async move {
+        let done = attend(dispatcher, laggard, *step).await;
+        again(laggard, *step, done, delivery)
+    });
+    let mut taken = pin!(join_all(taken));
+    loop {
+        let (done, postponed) = match timeout(STEP_LIMIT, &mut taken).await {
+            Ok(postponed) => (true, postponed),
+            Err(_) => {
+                let claim = |(laggard, _): &(Laggard, Step)| {
+                    (laggard.user_id, laggard.conversation_id, CLAIM_LEASE)
+                };
+                (false, part.iter().map(claim).collect())
+            }
+        };
+        if let Err(error) = dispatcher.store.postpone_laggards(&postponed).await {
+            tracing::warn!(%error, "laggards were not postponed");
+        }
+        if done {
+            return;
+        }
+    }
+}
+
+fn again(laggard: &Laggard, step: Step, done: bool, delivery: &DeliveryConfig) -> Again {
+    (laggard.user_id, laggard.conversation_id, pause(laggard, step, done, delivery))
+}
+
+/// True if the laggard is settled.
+async fn attend(dispatcher: &Arc<Dispatcher>, laggard: &Laggard, step: Step) -> bool {
+    take(dispatcher, laggard, step).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, user.id = %laggard.user_id, "a laggard stays behind");
+        false
+    })
 }
 
 /// When to look again. One who is done is looked at once more, at once: his row is gone, or there
@@ -215,7 +301,7 @@ async fn hand_over(
             let recipients = vec![recipient(&message, user_id, muted)];
             dispatcher.hand_over(CREATED, Arc::new(message), recipients, reason, Trace::default())
         });
-        let confirmed = futures_util::future::join_all(records).await;
+        let confirmed = join_all(records).await;
         // What was confirmed in order is not handed over again.
         let confirmed = confirmed.iter().take_while(|runs| !runs.is_empty()).count();
         let Some(hi) = seqs[..confirmed].last().copied() else { return Ok(false) };
@@ -248,7 +334,6 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ConversationId;
 
     fn laggard(age: u64, behind: i64) -> Laggard {
         Laggard {

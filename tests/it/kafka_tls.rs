@@ -6,8 +6,8 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use tidings::config::Config;
 use tidings::offline::Offline;
+use tidings::shutdown::Stage;
 use tidings::telemetry::Metrics;
-use tokio_util::task::TaskTracker;
 
 use crate::check::check;
 use crate::flows;
@@ -26,15 +26,16 @@ fn settings(ground: &Ground, port: u16, security: &[(&str, &str)]) -> Settings {
     ground.settings_with("0", &changed)
 }
 
-/// The sink by these settings, or why it cannot be had.
-async fn connect(settings: &Settings) -> Result<Offline, String> {
+/// Whether the sink can be had by these settings, or why not.
+async fn connect(settings: &Settings) -> Result<(), String> {
     let config = Config::from_lookup(|name| settings.get(name).cloned());
     let config = config.map_err(|faults| faults.to_string())?;
     assert!(!format!("{config:?}").contains(PASSWORD), "the password is shown");
-    let ((metrics, _), tasks) = (Metrics::new(), TaskTracker::new());
-    let connecting = Offline::connect(&config.offline, &metrics, &tasks);
+    let ((metrics, _), stage) = (Metrics::new(), Stage::new("offline", Default::default()));
+    let connecting = Offline::connect(&config.offline, &metrics, &stage);
     let connected = within(SOON, "a connection or an error", Box::pin(connecting)).await;
-    connected.map_err(|error| error.to_string())
+    connected.map_err(|error| error.to_string())?.close().await;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +89,7 @@ async fn brokers_and_nodes_prove_who_they_are() {
         connect(&own(&cert, &key)).await.unwrap();
 
         let refused = async |settings: Settings, told: &[&str]| {
-            let error = connect(&settings).await.err().expect("it is refused");
+            let error = connect(&settings).await.expect_err("it is refused");
             println!("{error}");
             for told in told {
                 assert!(error.contains(told), "{told} is not told: {error}");

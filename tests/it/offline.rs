@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
 use metrics_exporter_prometheus::PrometheusHandle;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -19,15 +19,18 @@ use rdkafka::message::{Headers, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tidings::clock::Timestamp;
-use tidings::config::OfflineConfig;
+use tidings::config::{KafkaSasl, KafkaSecurity, OfflineConfig};
 use tidings::ids::{ConversationId, MessageId, UserId};
 use tidings::offline::{Offline, OfflineError, Reason, Recipient, Record};
 use tidings::protocol::model::ChangeKind;
 use tidings::protocol::model::{Mention, Message, MessageType};
+use tidings::shutdown::Stage;
 use tidings::telemetry::Metrics;
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::harness::certs::Authority;
+use crate::harness::own_kafka::{OwnKafka, PASSWORD, USER};
 use crate::harness::until;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,15 +39,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Sink {
     offline: Offline,
     exporter: PrometheusHandle,
-    tasks: TaskTracker,
+    stage: Stage,
 }
 
 impl Sink {
     async fn connect(config: &OfflineConfig) -> Result<Self, OfflineError> {
         let (metrics, exporter) = Metrics::new();
-        let tasks = TaskTracker::new();
-        let offline = Offline::connect(config, &metrics, &tasks).await?;
-        Ok(Self { offline, exporter, tasks })
+        let stage = Stage::new("offline", CancellationToken::new());
+        let offline = Offline::connect(config, &metrics, &stage).await?;
+        Ok(Self { offline, exporter, stage })
     }
 
     async fn hand_over_all(&self, records: impl IntoIterator<Item = Record>) {
@@ -62,8 +65,7 @@ impl Sink {
     /// Nothing of it runs on after its close.
     async fn close(self) {
         self.offline.close().await;
-        self.tasks.close();
-        tokio::time::timeout(PATIENCE, self.tasks.wait()).await.expect("its tasks end");
+        assert!(self.stage.end(PATIENCE).await, "its tasks end");
         assert_eq!(self.offline.queue_len(), 0);
         let refused = self.offline.hand_over(created(1)).await;
         assert!(matches!(refused, Err(OfflineError::Closing)), "{refused:?}");
@@ -382,6 +384,15 @@ impl Topic {
         tokio::task::spawn_blocking(consume).await.unwrap()
     }
 
+    /// Made by somebody else, with these settings.
+    async fn create(&self, settings: &[(&str, &str)]) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let topic = NewTopic::new(&self.name, 1, TopicReplication::Fixed(1));
+        let topic = settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value));
+        let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
+        assert!(made.iter().all(Result::is_ok), "{made:?}");
+    }
+
     async fn delete(self) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         admin.delete_topics(&[&self.name], &AdminOptions::new()).await.unwrap();
@@ -492,6 +503,71 @@ async fn many_are_confirmed_at_once_and_in_order() {
     assert_eq!(last.len(), 20);
     sink.close().await;
     topic.delete().await;
+}
+
+/// Whatever the client takes if it is not told otherwise (1,000,000 bytes).
+#[tokio::test]
+async fn the_topic_alone_judges_what_is_too_large() {
+    let Some(topic) = Topic::new() else { return };
+    topic.create(&[("max.message.bytes", "2000000")]).await;
+    let sink = topic.connect(1).await;
+    // Of random digits: half of it is left however well it is compressed.
+    let large = |bytes: usize| {
+        let parts = std::iter::repeat_with(|| Uuid::new_v4().simple().to_string());
+        let content = parts.take(bytes / 32).collect::<String>();
+        let message = Message { content: Some(content.clone()), ..message(1) };
+        (content, split(ChangeKind::MessageCreated, &message, &recipients(1)).remove(0))
+    };
+    let (content, record) = large(1_600_000);
+    sink.hand_over_all([record]).await;
+    let refused = sink.offline.hand_over(large(6_400_000).1).await;
+    assert!(matches!(refused, Err(OfflineError::Refused(_))), "{refused:?}");
+    assert_eq!(sink.metric("tidings_kafka_failures_total{reason=\"refused\"}"), 1.0);
+    // Nothing else is held up by it.
+    sink.hand_over_all([created(1)]).await;
+    let consumed = topic.consume(2).await;
+    assert!(consumed[0].value["message"]["content"] == content.as_str(), "another content");
+    assert_eq!(consumed[1].value["message"]["content"], "hello @you");
+    sink.close().await;
+    topic.delete().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_kafka_does_not_confirm_is_told_of_and_fails_at_the_end() {
+    let ours = Authority::new();
+    let Some(kafka) = OwnKafka::start(&ours).await else { return };
+    let (username, password) = (USER.into(), PASSWORD.into());
+    let sasl = KafkaSasl { mechanism: "SCRAM-SHA-256", username, password };
+    let config = OfflineConfig::Kafka {
+        brokers: format!("127.0.0.1:{}", kafka.sasl_plaintext),
+        topic: "test".into(),
+        partitions: 1,
+        security: KafkaSecurity { tls: None, sasl: Some(sasl) },
+    };
+    let sink = Sink::connect(&config).await.expect("connects");
+    sink.hand_over_all([created(1)]).await;
+    let unavailable = "tidings_kafka_failures_total{reason=\"unavailable\"}";
+    assert_eq!((sink.metric(unavailable), sink.metric(FAILED)), (0.0, 0.0));
+    drop(kafka);
+    let waiting = join_all((1..=3).map(|seq| sink.offline.hand_over(created(seq))));
+    let ending = async {
+        let told = async || {
+            let waits = sink.metric("tidings_kafka_queue_records") > 0.0;
+            (waits && !sink.offline.is_up()).then_some(())
+        };
+        until("the outage is told of", told).await;
+        let started = Instant::now();
+        sink.offline.close().await;
+        assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+    };
+    let (outcomes, ()) = tokio::join!(waiting, ending);
+    assert!(
+        outcomes.iter().all(|one| matches!(one, Err(OfflineError::Unavailable(_)))),
+        "{outcomes:?}"
+    );
+    assert_eq!((sink.metric(unavailable), sink.metric(FAILED)), (3.0, 3.0));
+    assert_eq!(sink.metric(PRODUCED), 1.0);
+    sink.close().await;
 }
 
 #[tokio::test]
