@@ -33,14 +33,16 @@ def page():
                    stack=True, span=12, height=10),
             series("Time in the store", "Connections busy on average: seconds of use cases in a second, the ten that take most.", "short",
                    [("topk(10, sum by (operation) (rate(tidings_store_query_seconds_sum{sel}[rate])) > 0)", "{{operation}}")],
-                   stack=True, height=10),
+                   stack=True, height=10, span=6),
             series("Connections of the pool", "In use and idle, on the fullest node, and the limit (DB_POOL_SIZE). At the limit, "
                    "statements wait.", "short",
                    [('max(tidings_store_pool_connections{sel,state="in_use"})', "in use"),
                     ('max(tidings_store_pool_connections{sel,state="idle"})', "idle"),
-                    ("max(tidings_store_pool_limit{sel})", "limit")], colors={"limit": RED}, height=10, alert="TidingsStorePoolFull"),
+                    ("max(tidings_store_pool_limit{sel})", "limit")], colors={"limit": RED}, height=10, span=6, alert="TidingsStorePoolFull"),
+            series("Wait for a connection", "How long statements of the reading pool waited before they could begin. Postgres only.", "s",
+                   quantiles("tidings_store_pool_wait_seconds"), height=10, span=6, alert="TidingsStorePoolFull"),
             series("Failures of the store", "Statements that failed, a second. conflict is tried again; unavailable becomes 503.", "cps",
-                   [("sum by (reason) (rate(tidings_store_failures_total{sel}[rate]))", "{{reason}}")], height=10, alert="TidingsStoreFailures"),
+                   [("sum by (reason) (rate(tidings_store_failures_total{sel}[rate]))", "{{reason}}")], height=10, span=6, alert="TidingsStoreFailures"),
         ]),
         ("Replica", [
             series("Pages asked of the replica", "Pages of old history, a second. All but those served were then read from the primary: "
@@ -49,16 +51,18 @@ def page():
         ]),
         ("Redis", [
             series("Probe", "From a node's publish to itself to its arrival.", "s",
-                   [("tidings_redis_probe_lag_seconds{sel}", "{{instance}}")], limit=1, span=6, alert="TidingsBusProbeLate"),
+                   [("tidings_redis_probe_lag_seconds{sel}", "{{instance}}")], limit=1, alert="TidingsBusProbeLate"),
             series("Publish", "The publishes of one dispatch, with the bus's replies.", "s", quantiles("tidings_publish_seconds"),
-                   span=6, alert="TidingsBusProbeLate"),
+                   alert="TidingsBusProbeLate"),
+            series("Commands", "Pipelines of commands on keys (presence, leases, tickets) to one master, with the wait for a connection.", "s",
+                   quantiles("tidings_redis_command_seconds"), alert="TidingsBusProbeLate"),
             series("Subscriptions", "Channels that nodes are subscribed to: one for each of their users, and a few of their own.", "short",
-                   [("tidings_redis_subscriptions{sel}", "{{instance}}")], span=6, alert="TidingsBusDown"),
+                   [("tidings_redis_subscriptions{sel}", "{{instance}}")], span=12, alert="TidingsBusDown"),
             series("Reconnects and lost leases", "In five minutes. A lost lease: the node was not heard for longer than NODE_LEASE, and "
                    "registered its sessions again.", "short",
                    [("sum by (instance) (increase(tidings_redis_reconnects_total{sel}[5m]))", "reconnects {{instance}}"),
                     ("sum by (instance) (increase(tidings_redis_lease_losses_total{sel}[5m]))", "leases {{instance}}")],
-                   span=6, alert="TidingsLeaseLost"),
+                   span=12, alert="TidingsLeaseLost"),
         ]),
         ("Kafka", [
             series("Until a record is confirmed", "From the hand-over of a record to the confirmation by all replicas.", "s",

@@ -89,8 +89,10 @@ def dashboard(page: dict, known, records) -> set[str]:
             fault(place, "has no description")
         if panel["fieldConfig"]["defaults"].get("unit") not in UNITS:
             fault(place, "has no known unit")
-        if not panel["fieldConfig"]["defaults"].get("thresholds"):
-            fault(place, "has no thresholds")
+        colours = len(panel["fieldConfig"]["defaults"]["thresholds"]["steps"])
+        counts_alerts = any("ALERTS" in target["expr"] for target in panel.get("targets", []))
+        if colours > 1 and not panel.get("links") and not counts_alerts:
+            fault(place, "warns by its colour, and names no entry of the runbook")
         if not panel.get("targets"):
             fault(place, "asks nothing")
         for link in panel.get("links", []):

@@ -47,10 +47,11 @@ def page():
             series("Told to read again", "In five minutes: gaps of the bus, each felt by all sockets of a node, and clients whose queue "
                    "stayed full.", "short",
                    [("sum(increase(tidings_bus_gaps_total{sel}[5m]))", "gaps of the bus"),
-                    ("sum(increase(tidings_slow_consumers_total{sel}[5m]))", "slow consumers")], alert="TidingsResyncStorm", span=12),
-            series("Laggards", "Members who lack something, and how long the most overdue has been due, in seconds.", "short",
-                   [("max(tidings_laggards_rows{sel})", "laggards"),
-                    ("max(tidings_laggards_oldest_overdue_seconds{sel})", "overdue, s")], alert="TidingsLaggardsOverdue", span=12),
+                    ("sum(increase(tidings_slow_consumers_total{sel}[5m]))", "slow consumers")], alert="TidingsResyncStorm"),
+            series("Laggards", "Members who lack something.", "short", [("max(tidings_laggards_rows{sel})", "laggards")],
+                   alert="TidingsLaggardsGrow"),
+            series("Laggards overdue", "How long the most overdue of them has been due.", "s",
+                   [("max(tidings_laggards_oldest_overdue_seconds{sel})", "overdue")], limit=120, alert="TidingsLaggardsOverdue"),
         ]),
         ("Nodes", [
             series("How late tasks wake", "99 of 100 woke less late than this. All that a node does waits as long.", "s",

@@ -205,7 +205,10 @@ def draw(server, dashboard, file: Path, seconds: int):
             continue
         axes, inner = card(figure, x + GAP / 2, y + GAP / 2, place["w"] * COLUMN - GAP, place["h"] * ROW - GAP, panel["title"])
         (draw_number if panel["type"] == "stat" else draw_series)(server, panel, place, seconds, axes, inner)
-    figure.savefig(file, dpi=DPI, facecolor=BACK)
+    # Whoever looks meanwhile sees the one before.
+    part = file.with_suffix(".part")
+    figure.savefig(part, format="png", dpi=DPI, facecolor=BACK)
+    part.replace(file)
     plt.close(figure)
 
 

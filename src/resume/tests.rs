@@ -177,6 +177,8 @@ async fn what_finds_no_room_is_refused_at_once() {
     let last = submit(999);
     let refused = submit(1).await.unwrap().unwrap_err();
     assert_eq!((refused.code, refused.retry_ms()), (Code::Busy, Some(500)));
+    let line = format!("tidings_resumes_waiting {}\n", waiting.len() + 1);
+    assert!(exporter.render().contains(&line), "{line}{}", exporter.render());
     drop(waiting);
     // What waited is worked off, and makes room.
     let stop = CancellationToken::new();

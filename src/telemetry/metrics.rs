@@ -309,7 +309,7 @@ groups! {
         frames: By<Direction, Counter> = "tidings_socket_frames_total" Count "WebSocket frames.";
         bytes: By<Direction, Counter> = "tidings_socket_bytes_total" Bytes "Bytes of WebSocket frames.";
         queue_bytes: Gauge = "tidings_socket_queue_bytes" Bytes "What waits to be written, in the queues of all sockets.";
-        queue_dropped: Counter = "tidings_socket_queue_dropped_total" Count "Ephemeral events (typing, presence) dropped from full queues.";
+        queue_dropped: Counter = "tidings_socket_queue_dropped_total" Count "Ephemeral events (typing, presence) that found a full queue.";
         slow_consumers: Counter = "tidings_slow_consumers_total" Count "Queues that stayed full: the socket was closed or told to resync.";
         gaps: Counter = "tidings_bus_gaps_total" Count "Times events may have been lost on the bus, so that all sockets were told to read again.";
     }
@@ -364,14 +364,16 @@ groups! {
         recent_bytes: Gauge = "tidings_recent_bytes" Bytes "Recent messages held in memory.";
         pool: By<PoolState, Gauge> = "tidings_store_pool_connections" Count "Connections of the reading pool.";
         pool_limit: Gauge = "tidings_store_pool_limit" Count "Connections that the reading pool has at most (DB_POOL_SIZE).";
+        pool_wait: Histogram = "tidings_store_pool_wait_seconds" Seconds "The wait for a connection of the reading pool; of Postgres only." [LATENCY];
         synchronous_standby: Gauge = "tidings_store_synchronous_standby" Count "Whether commits wait for a synchronous standby, when /ready last looked: 1 or 0.";
     }
     redis: RedisMetrics {
+        command: Histogram = "tidings_redis_command_seconds" Seconds "One pipeline of commands on keys (presence, leases, tickets) to one master, with the wait for a connection." [LATENCY];
         subscriptions: Gauge = "tidings_redis_subscriptions" Count "Channels subscribed to.";
         undecodable: Counter = "tidings_redis_undecodable_total" Count "Envelopes that could not be read, of another release perhaps.";
         lease_losses: Counter = "tidings_redis_lease_losses_total" Count "Times the node's lease was lost, and its sessions were registered again.";
-        reconnects: Counter = "tidings_redis_reconnects_total" Count "Times the subscribing connection was made anew.";
-        probe_lag: Gauge = "tidings_redis_probe_lag_seconds" Seconds "From the last publish to oneself to its arrival.";
+        reconnects: Counter = "tidings_redis_reconnects_total" Count "Times a connection for subscribing or publishing was made anew.";
+        probe_lag: Gauge = "tidings_redis_probe_lag_seconds" Seconds "From the last publish to oneself to its arrival, by way of the slowest master.";
     }
     /// `offline`: for users without a socket.
     offline: OfflineMetrics {
@@ -405,10 +407,11 @@ groups! {
         cpu: Seconds = "tidings_process_cpu_seconds_total" Seconds "CPU time used, user and system.";
         resident: Gauge = "tidings_process_resident_bytes" Bytes "Memory in RAM.";
         memory_limit: Gauge = "tidings_process_memory_limit_bytes" Bytes "What the node may use: its cgroup's limit, else the machine's memory.";
+        memory_used: Gauge = "tidings_process_memory_used_bytes" Bytes "What counts against that limit: the cgroup's memory without file cache that can be let go, else the memory in RAM.";
         open_fds: Gauge = "tidings_process_open_fds" Count "Open file descriptors.";
         fd_limit: Gauge = "tidings_process_fd_limit" Count "File descriptors that the node may open.";
         start_time: Gauge = "tidings_process_start_time_seconds" Seconds "When the node started, since the Unix epoch.";
-        build: Build = "tidings_build_info" Count "Always 1; the labels say which release runs, and the commit if its build was told.";
+        build: Build = "tidings_build_info" Count "Always 1; the labels say which release runs, and the commit if its build knew it.";
     }
 }
 

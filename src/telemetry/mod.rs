@@ -8,6 +8,7 @@ mod logs;
 pub mod metrics;
 pub mod traces;
 
+use std::path::Path;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -43,11 +44,17 @@ pub async fn run_upkeep(metrics: Metrics, exporter: PrometheusHandle) {
 /// than on Linux the gauges stay 0.
 pub fn sample_process(metrics: &Metrics) {
     let process = &metrics.process;
-    if let Some(bytes) = kib_of("/proc/self/status", "VmRSS:") {
+    let resident = kib_of("/proc/self/status", "VmRSS:");
+    if let Some(bytes) = resident {
         process.resident.set(bytes as f64);
     }
-    if let Some(bytes) = memory_limit() {
-        process.memory_limit.set(bytes as f64);
+    let machine = resident.zip(kib_of("/proc/meminfo", "MemTotal:"));
+    // No limit is a word, or larger than any machine.
+    let cgroup = cgroup_memory(Path::new("/sys/fs/cgroup"))
+        .filter(|(_, limit)| machine.is_none_or(|(_, all)| *limit < all));
+    if let Some((used, limit)) = cgroup.or(machine) {
+        process.memory_used.set(used as f64);
+        process.memory_limit.set(limit as f64);
     }
     if let Ok(fds) = std::fs::read_dir("/proc/self/fd") {
         // Less the one that lists them.
@@ -70,14 +77,24 @@ pub fn sample_runtime(metrics: &Metrics) {
     metrics.process.cpu.set(Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32));
 }
 
-/// In bytes. A process that is alone in its container sees its own cgroup here.
-fn memory_limit() -> Option<u64> {
-    let files =
-        ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"].into_iter();
-    // No limit is a word, or larger than any machine.
-    let limit =
-        files.filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok()).min();
-    limit.into_iter().chain(kib_of("/proc/meminfo", "MemTotal:")).min()
+/// What is used, sockets' buffers in the kernel with it, and what may be, in bytes. A process that is
+/// alone in its container sees its own cgroup here, of the second version or the first.
+fn cgroup_memory(root: &Path) -> Option<(u64, u64)> {
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).ok();
+    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+    let (limit, used, stat, cache) = match number("memory.max") {
+        Some(limit) => (limit, number("memory.current")?, "memory.stat", "inactive_file "),
+        None => (
+            number("memory/memory.limit_in_bytes")?,
+            number("memory/memory.usage_in_bytes")?,
+            "memory/memory.stat",
+            "total_inactive_file ",
+        ),
+    };
+    // Pages of files that were read once are let go first.
+    let stat = read(stat)?;
+    let cache = stat.lines().find_map(|line| line.strip_prefix(cache)?.parse().ok()).unwrap_or(0);
+    Some((used.saturating_sub(cache), limit))
 }
 
 /// The value of a line such as `VmRSS:  1234 kB`, in bytes.
@@ -108,7 +125,9 @@ mod tests {
             let open = value("tidings_process_open_fds ");
             assert!(open >= 3.0 && open <= value("tidings_process_fd_limit "));
             let resident = value("tidings_process_resident_bytes ");
-            assert!(resident < value("tidings_process_memory_limit_bytes "));
+            let used = value("tidings_process_memory_used_bytes ");
+            assert!(resident > 0.0 && used > 0.0);
+            assert!(used < value("tidings_process_memory_limit_bytes "));
             while value("tidings_runtime_lag_seconds_count ") < 1.0 {
                 tokio::task::yield_now().await;
             }
@@ -119,5 +138,53 @@ mod tests {
             () = upkeep => unreachable!("it runs for ever"),
             seen = seen => seen.expect("sampled at once"),
         }
+    }
+
+    #[test]
+    fn a_cgroup_says_what_counts_against_its_limit() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let file = root.path().join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, text).unwrap();
+        };
+        assert_eq!(cgroup_memory(root.path()), None);
+        write("memory/memory.limit_in_bytes", "4000\n");
+        write("memory/memory.usage_in_bytes", "900\n");
+        write("memory/memory.stat", "cache 7\ninactive_file 1\ntotal_inactive_file 200\n");
+        assert_eq!(cgroup_memory(root.path()), Some((700, 4000)));
+        write("memory.max", "max\n");
+        assert_eq!(cgroup_memory(root.path()), Some((700, 4000)), "no limit");
+        write("memory.max", "5000\n");
+        write("memory.current", "1000\n");
+        write("memory.stat", "anon 1\ninactive_file 300\nactive_file 100\n");
+        assert_eq!(cgroup_memory(root.path()), Some((700, 5000)));
+    }
+
+    #[tokio::test]
+    async fn tasks_that_wait_for_a_thread_are_seen() {
+        let (metrics, exporter) = Metrics::new();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let handle = runtime.handle().clone();
+        let (busy, free) = std::sync::mpsc::sync_channel::<()>(1);
+        let (begun, begins) = std::sync::mpsc::sync_channel(1);
+        runtime.spawn(async move {
+            begun.send(()).unwrap();
+            free.recv().unwrap_err();
+        });
+        begins.recv().unwrap();
+        for _ in 0..3 {
+            runtime.spawn(async {});
+        }
+        std::thread::spawn(move || {
+            let _guard = handle.enter();
+            sample_runtime(&metrics);
+        })
+        .join()
+        .unwrap();
+        drop(busy);
+        runtime.shutdown_background();
+        assert!(exporter.render().contains("tidings_runtime_queued_tasks 3\n"));
     }
 }

@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
+use tidings::ids::UserId;
 use uuid::Uuid;
 
 use crate::handed::{Handed, users};
 use crate::harness::client::{Answer, Client, Opening};
 use crate::harness::cluster::{Cluster, Ground, Kind, id, on_ground, run, text, user};
 use crate::harness::http::Rest;
+use crate::harness::metrics::{metric, moves, series, value};
+use crate::harness::own_postgres::OwnPostgres;
 use crate::harness::process::Process;
 use crate::harness::until;
 use crate::own_redis::OwnRedis;
@@ -37,6 +40,10 @@ async fn while_redis_is_away_sends_are_acknowledged_and_nothing_is_lost() {
         let mut classic = cluster.connect_classic(1, carol).await;
         let first = at_alice.send(conversation, "before").await;
         assert_eq!(at_bob.new_message().await, first);
+        let at = cluster.addr(1);
+        let channel = cluster.ground.config("1").redis.unwrap().user_key("user", UserId(bob));
+        assert_eq!(redis.command::<i64>(&["PUBLISH", &channel, "no envelope"]).await, 1);
+        moves(at, &["tidings_redis_undecodable_total"]).await;
         redis.kill();
         let mut meanwhile = Vec::new();
         for number in 0..5 {
@@ -49,11 +56,24 @@ async fn while_redis_is_away_sends_are_acknowledged_and_nothing_is_lost() {
         })
         .await;
         assert_eq!(ready["status"], "degraded", "it can store messages, so it is of use");
+        assert_eq!(metric(at, r#"tidings_part_up{part="bus"}"#).await, 0.0);
         let late = Client::handshake(cluster.addr(0), Opening::new(bob)).await;
         assert_eq!(late.unwrap().closed().await.0, 1013, "a socket needs the bus");
+        until("who is there is not known", async || {
+            let postponed = r#"tidings_laggards_total{outcome="postponed"}"#;
+            (cluster.metric(postponed).await > 0.0).then_some(())
+        })
+        .await;
         redis.start_again().await;
         at_bob.event("resync", "he may have missed something").await;
         assert_eq!(classic.closed().await.0, 4003);
+        let counted = [
+            "tidings_bus_gaps_total",
+            "tidings_redis_reconnects_total",
+            "tidings_redis_lease_losses_total",
+        ];
+        moves(at, &counted).await;
+        moves(at, &[r#"tidings_part_up{part="bus"}"#]).await;
         for message in &meanwhile {
             receives(&mut at_bob, message).await;
         }
@@ -182,6 +202,56 @@ async fn while_the_database_cuts_connections_each_message_is_stored_once() {
         }
         // What a node had claimed when it was cut off is another's when the claim runs out.
         cluster.settled_within(2 * RECOVERY).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_is_away_sends_are_refused_and_can_be_repeated() {
+    let Some(mut postgres) = OwnPostgres::start(None).await else { return };
+    on_ground(Kind::Cluster, &[], async |ground| {
+        let url = postgres.url("postgres");
+        let settings = ground.settings_with("0", &[("DATABASE_URL", &url)]);
+        let (_node, addr) = Process::node(&settings).await;
+        let rest = Rest::new(addr, Some(user()));
+        // A standby that is waited for, whether it is there or not.
+        for (change, shown) in [("= 'one'", 1.0), ("to default", 0.0)] {
+            let change = format!("alter system set synchronous_standby_names {change}");
+            postgres.sql(&change).await;
+            postgres.sql("select pg_reload_conf()").await;
+            until(&change, async || {
+                rest.get("/ready").await.body(200);
+                let standby = metric(addr, "tidings_store_synchronous_standby").await;
+                (standby == shown).then_some(())
+            })
+            .await;
+        }
+        let group = json!({ "kind": "group", "participants": [] });
+        let group = rest.post("/api/v1/conversations", group).await.body(201);
+        let mut body = text(id(&group["id"]), "once");
+        body["client_message_id"] = json!("c-1");
+        let send = async || rest.post("/api/v1/messages", body.clone()).await;
+
+        postgres.stop();
+        send().await.refused(503, "unavailable", None);
+        let shown = series(addr).await;
+        for name in [
+            r#"tidings_sends_refused_total{reason="unavailable"}"#,
+            r#"tidings_store_failures_total{reason="unavailable"}"#,
+        ] {
+            assert!(value(&shown, name) >= 1.0, "{name}");
+        }
+        assert_eq!(value(&shown, r#"tidings_part_up{part="store"}"#), 0.0);
+        assert_eq!(rest.get("/ready").await.status, 503);
+
+        postgres.start_again().await;
+        let stored = until("it is stored", async || {
+            let reply = send().await;
+            (reply.status == 201).then(|| reply.json())
+        })
+        .await;
+        assert_eq!(send().await.body(200), stored, "once");
+        moves(addr, &[r#"tidings_part_up{part="store"}"#]).await;
     })
     .await;
 }

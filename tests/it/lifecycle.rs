@@ -13,6 +13,7 @@ use crate::handed::{Handed, users};
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Ground, Kind, id, on_ground, text, user};
 use crate::harness::http::Rest;
+use crate::harness::metrics::metric;
 use crate::harness::process::{Process, Signal};
 use crate::harness::{free_port, until};
 
@@ -123,18 +124,13 @@ async fn a_drain_can_be_watched_to_its_end(ground: &Arc<Ground>) {
     let settings = ground.settings_with("0", &[("ADMIN_ADDR", &admin.to_string())]);
     let (mut node, addr) = Process::node(&settings).await;
     let mut at_alice = Client::open(addr, Opening::new(user())).await.unwrap();
-    let operator = Rest::new(admin, None);
-    let draining = async || {
-        let metrics = operator.get("/metrics").await.text;
-        metrics.lines().any(|line| line == "tidings_draining 1")
-    };
-    assert!(!draining().await);
+    assert_eq!(metric(admin, "tidings_draining").await, 0.0);
     node.signal(Signal::TERM);
     until("it listens no more", async || {
         tokio::net::TcpStream::connect(addr).await.is_err().then_some(())
     })
     .await;
-    assert!(draining().await, "its metrics are gone before it is");
+    assert_eq!(metric(admin, "tidings_draining").await, 1.0, "its metrics outlive its door");
     assert_eq!(at_alice.closed().await.0, 1012);
     assert_eq!(node.exit().await.code(), Some(0), "{}", node.errors());
 }

@@ -1,20 +1,26 @@
 //! What is counted, where it is shown, and to whom.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidings::build_info::{COMMIT, VERSION};
+use tidings::ids::{ConversationId, OutboxId, UserId};
+use tidings::store::types::OutboxLease;
 use tidings::telemetry::metrics::{Kind, Metrics, render, table};
 
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Cluster, text, user};
 use crate::harness::http::Rest;
-use crate::harness::{scenarios, until};
+use crate::harness::metrics::{moves, series, value};
+use crate::harness::{PATIENCE, scenarios, until, until_within};
+use crate::store::fixture::message;
 
 scenarios! {
     every_metric_is_there_from_the_start,
     a_conversation_moves_the_metrics,
+    what_waits_in_the_store_is_shown,
     a_gateways_word_counts_and_metrics_are_behind_the_admin_door
         ["AUTH_MODE" = "gateway", "TRUSTED_PROXIES" = "127.0.0.1/32", "ADMIN_ADDR" = "127.0.0.1:0"],
     who_is_no_gateway_is_not_believed
@@ -87,56 +93,12 @@ const MIDDLE: &str = "
 ## What labels say
 
 `route` is a route's template (`/api/v1/messages/{id}`), `method` its method. `version` is the release, and `commit` what
-the variable `TIDINGS_COMMIT` told its build, else `unknown`. The others:
+the variable `TIDINGS_COMMIT` told its build, else what git told a release build, else `unknown`. The others:
 ";
-
-/// Each series with its value.
-async fn series(cluster: &Cluster, at: usize) -> BTreeMap<String, f64> {
-    let reply = Rest::new(cluster.addr(at), None).get("/metrics").await;
-    assert_eq!(reply.status, 200);
-    assert!(reply.header("content-type").unwrap().starts_with("text/plain"), "{reply:?}");
-    let lines = reply.text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-    let values = lines.map(|line| {
-        let (name, value) = line.rsplit_once(' ').expect("name and value");
-        (with_sorted_labels(name), value.parse().unwrap_or_else(|_| panic!("no number: {line}")))
-    });
-    values.collect()
-}
-
-/// Their order means nothing.
-fn with_sorted_labels(series: &str) -> String {
-    let Some((name, labels)) = series.split_once('{') else { return series.to_owned() };
-    // A template of a route holds braces, but no quotes or commas.
-    let mut labels: Vec<_> = labels.strip_suffix('}').unwrap().split("\",").collect();
-    if let Some(last) = labels.last_mut() {
-        *last = last.trim_end_matches('"');
-    }
-    labels.sort_unstable();
-    format!("{name}{{{}\"}}", labels.join("\","))
-}
-
-fn value(series: &BTreeMap<String, f64>, name: &str) -> f64 {
-    *series.get(name).unwrap_or_else(|| {
-        let (family, _) = name.split_once('{').unwrap_or((name, ""));
-        let alike: Vec<_> = series.keys().filter(|key| key.starts_with(family)).collect();
-        panic!("there is no {name}, only {alike:#?}")
-    })
-}
-
-/// All nodes' series together.
-async fn sum(cluster: &Cluster) -> BTreeMap<String, f64> {
-    let mut all = series(cluster, 0).await;
-    if !cluster.is_embedded() {
-        for (name, value) in series(cluster, 1).await {
-            *all.entry(name).or_default() += value;
-        }
-    }
-    all
-}
 
 async fn every_metric_is_there_from_the_start(cluster: &Cluster) {
     let text = Rest::new(cluster.addr(0), None).get("/metrics").await.text;
-    let series = series(cluster, 0).await;
+    let series = series(cluster.addr(0)).await;
     for metric in table() {
         let name = metric.name;
         assert!(text.contains(&format!("# TYPE {name} ")), "{name} has no type");
@@ -160,16 +122,24 @@ async fn every_metric_is_there_from_the_start(cluster: &Cluster) {
 }
 
 async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
-    let before = sum(cluster).await;
+    let before = cluster.metrics().await;
     let (alice, bob, carol) = (user(), user(), user());
     let conversation = cluster.group(0, alice, &[bob, carol]).await;
     let mut at_alice = cluster.connect(0, alice).await;
+    at_alice.command("watch_presence", json!({ "user_ids": [bob] })).await.ok();
     let mut at_bob = cluster.connect(1, bob).await;
+    at_alice.event("presence", "bob has come").await;
+    let typing = json!({ "conversation_id": conversation, "is_typing": true });
+    at_alice.command("typing", typing).await.ok();
+    at_bob.event("typing", "alice types").await;
     let mut body = text(conversation, "hello");
     body["client_message_id"] = json!("c-1");
     at_alice.command("send_message", body.clone()).await.ok();
     at_alice.command("send_message", body.clone()).await.ok();
-    at_bob.new_message().await;
+    let message = at_bob.new_message().await;
+    at_alice.event("message_delivered", "bob has it").await;
+    at_bob.command("read_receipt", json!({ "message_id": message["id"] })).await.ok();
+    at_alice.event("message_read", "bob has read it").await;
     body["content"] = json!("other");
     at_alice.command("send_message", body).await.refused(
         422,
@@ -178,15 +148,26 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
     );
     let foreign = cluster.rest(1, user()).post("/api/v1/messages", text(conversation, "x")).await;
     assert_eq!(foreign.status, 404);
-    cluster
-        .rest(0, bob)
-        .get(&format!("/api/v1/conversations/{conversation}/messages"))
-        .await
-        .body(200);
-    let open = sum(cluster).await;
+    let cursors = json!({ "conversations": { conversation.to_string(): 1 } });
+    at_bob.command("sync", cursors).await.ok();
+    let history = format!("/api/v1/conversations/{conversation}/messages");
+    // Read, and then found in memory.
+    for _ in 0..2 {
+        cluster.rest(0, bob).get(&history).await.body(200);
+    }
+    // Looked at now and then.
+    moves(cluster.addr(0), &["tidings_presence_watched_users", "tidings_recent_bytes"]).await;
+    if !cluster.is_embedded() {
+        moves(cluster.addr(0), &["tidings_redis_probe_lag_seconds"]).await;
+    }
+    let open = cluster.metrics().await;
     let now = |name: &str| value(&open, name) - value(&before, name);
     assert_eq!(now("tidings_sockets_open"), 2.0);
     assert_eq!(now("tidings_sockets_opened_total"), 2.0);
+    assert!(now("tidings_redis_subscriptions") >= 2.0, "of alice and of bob");
+    let connections =
+        |state: &str| value(&open, &format!("tidings_store_pool_connections{{state=\"{state}\"}}"));
+    assert!(connections("in_use") + connections("idle") > 0.0);
     at_bob.close().await;
     let mut raw = crate::harness::raw::Raw::upgraded(cluster.addr(0)).await;
     raw.send(&[0xff, 0xff]).await;
@@ -194,7 +175,7 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
     drop(at_alice);
     cluster.settled().await;
     let after = until("all sockets are closed and counted", async || {
-        let after = sum(cluster).await;
+        let after = cluster.metrics().await;
         let closed = after.keys().filter(|name| name.starts_with("tidings_sockets_closed_total"));
         let closed: f64 = closed.map(|name| after[name]).sum();
         (value(&after, "tidings_sockets_open") == 0.0 && closed == 3.0).then_some(after)
@@ -221,14 +202,23 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
         r#"tidings_socket_frames_total{direction="out"}"#,
         r#"tidings_socket_bytes_total{direction="in"}"#,
         r#"tidings_socket_bytes_total{direction="out"}"#,
+        "tidings_typing_published_total",
+        "tidings_presence_told_total",
         "tidings_send_batch_messages_count",
         "tidings_commit_seconds_count",
         r#"tidings_stage_seconds_count{stage="received_committed"}"#,
         r#"tidings_stage_seconds_count{stage="committed_published"}"#,
         r#"tidings_stage_seconds_count{stage="queued_written"}"#,
+        r#"tidings_stage_seconds_count{stage="written_proven"}"#,
         "tidings_end_to_end_seconds_count",
         "tidings_dispatch_published_total",
+        "tidings_publish_seconds_count",
         "tidings_runs_settled_total",
+        "tidings_receipts_told_total",
+        r#"tidings_resumes_total{result="changed"}"#,
+        "tidings_resume_batch_pages_count",
+        r#"tidings_recent_reads_total{kind="page",outcome="hit"}"#,
+        r#"tidings_recent_reads_total{kind="sync",outcome="miss"}"#,
         r#"tidings_store_query_seconds_count{operation="send"}"#,
         r#"tidings_store_query_seconds_count{operation="change"}"#,
         r#"tidings_store_query_seconds_count{operation="history"}"#,
@@ -243,15 +233,23 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
     let end_to_end = moved("tidings_end_to_end_seconds_sum");
     assert!((0.0..5.0).contains(&end_to_end), "{end_to_end} s");
     let only = if cluster.is_embedded() {
-        ["tidings_offline_file_syncs_total"]
+        &["tidings_offline_file_syncs_total"][..]
     } else {
-        ["tidings_kafka_produce_seconds_count"]
+        &[
+            "tidings_kafka_produce_seconds_count",
+            "tidings_redis_command_seconds_count",
+            "tidings_store_pool_wait_seconds_count",
+        ]
     };
     for name in only {
         assert!(moved(name) >= 1.0, "{name}");
     }
+    let build = format!("tidings_build_info{{commit=\"{COMMIT}\",version=\"{VERSION}\"}}");
     for name in [
+        build.as_str(),
+        "tidings_process_start_time_seconds",
         "tidings_process_resident_bytes",
+        "tidings_process_memory_used_bytes",
         "tidings_process_memory_limit_bytes",
         "tidings_process_open_fds",
         "tidings_process_fd_limit",
@@ -274,6 +272,45 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
     for id in [alice, bob, carol, conversation] {
         assert!(!shown.contains(&id.to_string()));
     }
+}
+
+/// Counted seldom: so that nobody takes it meanwhile, it is held as by a node that stands still.
+async fn what_waits_in_the_store_is_shown(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let conversation = cluster.group(0, alice, &[bob]).await;
+    cluster.settled().await;
+    let store = &cluster.node(0).store;
+    let mut writer = store.writer();
+    let hour = Duration::from_secs(3_600);
+    let mut rows = Vec::new();
+    for content in ["in the outbox", "lacking"] {
+        let message = message(ConversationId(conversation), UserId(alice), content);
+        let outbox = OutboxLease { id: OutboxId::random(), lease: hour };
+        writer.send(&[message], outbox).await.unwrap();
+        rows.push(outbox.id);
+    }
+    store.settle_outbox(&rows[1..], hour).await.unwrap();
+    let (due_at, lease_until) = match cluster.is_embedded() {
+        true => ("(unixepoch() - 60) * 1000", "(unixepoch() + 3600) * 1000"),
+        false => ("now() - interval '1 minute'", "now() + interval '1 hour'"),
+    };
+    let held = format!("update laggards set due_at = {due_at}, lease_until = {lease_until}");
+    cluster.ground.sql(&held).await;
+    until_within(2 * PATIENCE, "they are counted", async || {
+        let shown = series(cluster.addr(0)).await;
+        let overdue = value(&shown, "tidings_laggards_oldest_overdue_seconds");
+        let counted =
+            ["tidings_outbox_rows", "tidings_outbox_oldest_seconds", "tidings_laggards_rows"];
+        let moved = counted.iter().all(|name| value(&shown, name) > 0.0);
+        (moved && overdue >= 60.0).then_some(())
+    })
+    .await;
+    // Bob has no device.
+    store.settle_outbox(&rows[..1], Duration::ZERO).await.unwrap();
+    cluster.ground.sql("update laggards set lease_until = null").await;
+    cluster.settled().await;
+    let handed_over = cluster.metric(r#"tidings_laggards_total{outcome="offline"}"#).await;
+    assert!(handed_over >= 1.0);
 }
 
 async fn a_gateways_word_counts_and_metrics_are_behind_the_admin_door(cluster: &Cluster) {
@@ -313,4 +350,154 @@ async fn who_is_no_gateway_is_not_believed(cluster: &Cluster) {
     assert_eq!((refused.status, &refused.problem["code"]), (401, &json!("unauthenticated")));
     let ready: Value = forwarded.get("/ready").await.body(200);
     assert_eq!(ready["status"], "ready");
+}
+
+/// For each metric a test in which it is seen to move: file, test, metrics.
+const MOVED: [(&str, &str, &[&str]); 14] = [
+    (
+        "tests/it/metrics.rs",
+        "a_conversation_moves_the_metrics",
+        &[
+            "tidings_sockets_open",
+            "tidings_sockets_limit",
+            "tidings_sockets_opened_total",
+            "tidings_sockets_closed_total",
+            "tidings_socket_handshake_seconds",
+            "tidings_socket_frames_total",
+            "tidings_socket_bytes_total",
+            "tidings_typing_published_total",
+            "tidings_presence_told_total",
+            "tidings_presence_watched_users",
+            "tidings_sends_accepted_total",
+            "tidings_sends_refused_total",
+            "tidings_sends_repeated_total",
+            "tidings_send_batch_messages",
+            "tidings_commit_seconds",
+            "tidings_stage_seconds",
+            "tidings_end_to_end_seconds",
+            "tidings_dispatch_published_total",
+            "tidings_publish_seconds",
+            "tidings_runs_settled_total",
+            "tidings_receipts_told_total",
+            "tidings_resumes_total",
+            "tidings_resume_batch_pages",
+            "tidings_store_query_seconds",
+            "tidings_recent_reads_total",
+            "tidings_recent_bytes",
+            "tidings_store_pool_connections",
+            "tidings_store_pool_limit",
+            "tidings_store_pool_wait_seconds",
+            "tidings_redis_command_seconds",
+            "tidings_redis_subscriptions",
+            "tidings_redis_probe_lag_seconds",
+            "tidings_offline_records_total",
+            "tidings_offline_file_syncs_total",
+            "tidings_kafka_produce_seconds",
+            "tidings_http_requests_total",
+            "tidings_http_request_seconds",
+            "tidings_runtime_workers",
+            "tidings_runtime_busy_seconds_total",
+            "tidings_runtime_tasks",
+            "tidings_runtime_lag_seconds",
+            "tidings_process_cpu_seconds_total",
+            "tidings_process_resident_bytes",
+            "tidings_process_memory_limit_bytes",
+            "tidings_process_memory_used_bytes",
+            "tidings_process_open_fds",
+            "tidings_process_fd_limit",
+            "tidings_process_start_time_seconds",
+            "tidings_build_info",
+        ],
+    ),
+    (
+        "tests/it/metrics.rs",
+        "what_waits_in_the_store_is_shown",
+        &[
+            "tidings_outbox_rows",
+            "tidings_outbox_oldest_seconds",
+            "tidings_laggards_rows",
+            "tidings_laggards_oldest_overdue_seconds",
+            "tidings_laggards_total",
+        ],
+    ),
+    (
+        "tests/it/slow.rs",
+        "what_waits_for_a_client_and_what_gives_way_is_shown",
+        &["tidings_socket_queue_bytes", "tidings_socket_queue_dropped_total"],
+    ),
+    (
+        "tests/it/slow.rs",
+        "a_full_client_that_stops_reading_is_told_to_read_again",
+        &["tidings_slow_consumers_total"],
+    ),
+    (
+        "tests/it/faults.rs",
+        "while_redis_is_away_sends_are_acknowledged_and_nothing_is_lost",
+        &[
+            "tidings_bus_gaps_total",
+            "tidings_redis_undecodable_total",
+            "tidings_redis_lease_losses_total",
+            "tidings_redis_reconnects_total",
+        ],
+    ),
+    (
+        "tests/it/faults.rs",
+        "while_the_database_is_away_sends_are_refused_and_can_be_repeated",
+        &["tidings_store_failures_total", "tidings_store_synchronous_standby", "tidings_part_up"],
+    ),
+    (
+        "tests/it/rates.rs",
+        "sends_above_the_rate_are_refused_until_the_time_told",
+        &["tidings_rate_limited_total"],
+    ),
+    ("tests/it/lifecycle.rs", "a_drain_can_be_watched_to_its_end", &["tidings_draining"]),
+    (
+        "tests/it/replica.rs",
+        "what_a_lagging_replica_shows_is_what_the_primary_shows",
+        &["tidings_store_replica_reads_total"],
+    ),
+    (
+        "tests/it/offline.rs",
+        "what_a_dead_kafka_does_not_confirm_is_told_of_and_fails_at_the_end",
+        &["tidings_kafka_queue_records", "tidings_kafka_failures_total"],
+    ),
+    (
+        "src/ws/watch/mod.rs",
+        "hints_beyond_the_bound_are_dropped_and_counted",
+        &["tidings_presence_hints_dropped_total"],
+    ),
+    (
+        "src/write_path/proofs.rs",
+        "what_waits_for_longer_than_the_grace_is_dropped_and_counted",
+        &["tidings_proofs_dropped_total"],
+    ),
+    ("src/resume/tests.rs", "what_finds_no_room_is_refused_at_once", &["tidings_resumes_waiting"]),
+    (
+        "src/telemetry/mod.rs",
+        "tasks_that_wait_for_a_thread_are_seen",
+        &["tidings_runtime_queued_tasks"],
+    ),
+];
+
+#[test]
+fn each_metric_is_seen_to_move_in_a_test() {
+    let mut moved: Vec<_> = MOVED.iter().flat_map(|(_, _, names)| names.iter().copied()).collect();
+    let mut all: Vec<_> = table().iter().map(|metric| metric.name).collect();
+    moved.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(moved, all);
+    for (file, test, names) in MOVED {
+        let text = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let text = std::fs::read_to_string(text).unwrap();
+        // Without what this list says itself.
+        let text = text.split("const MOVED").next().unwrap();
+        assert!(text.contains(&format!("fn {test}(")), "{file} has no {test}");
+        for name in names {
+            // The whole name, not the beginning of another.
+            let is_whole =
+                |rest: &str| rest.starts_with(['"', '{', ' ']) || rest.starts_with("_count");
+            let named = text.split(*name).skip(1).any(is_whole);
+            assert!(named, "{file} does not name {name}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::harness::client::{Answer, Client, Opening, Refused};
 use crate::harness::cluster::{Cluster, text, user};
 use crate::harness::http::Rest;
+use crate::harness::metrics::metric;
 use crate::harness::raw::{CLOSE, FIN, Raw, TEXT, frame};
 use crate::harness::{scenarios, until};
 
@@ -43,10 +44,8 @@ async fn refused(cluster: &Cluster, opening: Opening) -> Refused {
 }
 
 async fn limited(cluster: &Cluster, limit: &str) -> u64 {
-    let text = Rest::new(cluster.addr(0), None).get("/metrics").await.text;
-    let name = format!("tidings_rate_limited_total{{limit=\"{limit}\"}} ");
-    let line = text.lines().find_map(|line| line.strip_prefix(&name));
-    line.unwrap_or_else(|| panic!("there is no {name}")).parse().unwrap()
+    let name = format!("tidings_rate_limited_total{{limit=\"{limit}\"}}");
+    metric(cluster.addr(0), &name).await as u64
 }
 
 async fn sends_above_the_rate_are_refused_until_the_time_told(cluster: &Cluster) {
@@ -215,6 +214,7 @@ async fn identities_that_are_refused_too_often_are_told_so(cluster: &Cluster) {
     })
     .await;
     assert!(refused > 25, "{refused}");
+    assert!(limited(cluster, "identities").await >= 1);
     assert_eq!(ask("203.0.113.8", "nobody").await.status, 401, "another address");
     // Who is known is not held up by those who are not.
     assert_eq!(ask("203.0.113.7", &user().to_string()).await.status, 200);

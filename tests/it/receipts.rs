@@ -76,6 +76,7 @@ async fn a_socket_that_does_not_answer_proves_nothing(cluster: &Cluster) {
     silent.frame(FIN | PONG, &[0xff; 4]).await;
     silent.frame(FIN | PONG, b"").await;
     assert_eq!(silent.event().await["payload"]["message"]["id"], message["id"], "once more");
+    assert!(cluster.metric(r#"tidings_laggards_total{outcome="republished"}"#).await >= 1.0);
     assert_eq!(marks(cluster, alice, conversation, bob).await, (1, 1));
     silent.frame(FIN | PONG, &ping).await;
     at_alice.event("message_delivered", "now it is proven").await;

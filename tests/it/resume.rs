@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::harness::client::Client;
 use crate::harness::cluster::{Cluster, id, user};
+use crate::harness::metrics::metric;
 use crate::harness::scenarios;
 
 scenarios! {
@@ -196,13 +197,10 @@ async fn a_device_that_was_away_gets_exactly_what_it_missed(cluster: &Cluster) {
         "more": false,
     }]);
     assert_eq!(answer["conversations"], expected);
-    let metrics = cluster.rest(1, bob).get("/metrics").await.text;
-    let counted = |result: &str| {
-        let name = format!("tidings_resumes_total{{result=\"{result}\"}} ");
-        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
-        line.expect("the metric is there").parse::<f64>().unwrap()
-    };
-    assert!(counted("changed") >= 1.0 && counted("up_to_date") >= 1.0, "{metrics}");
+    for result in ["changed", "up_to_date"] {
+        let name = format!("tidings_resumes_total{{result=\"{result}\"}}");
+        assert!(metric(cluster.addr(1), &name).await >= 1.0, "{name}");
+    }
 }
 
 async fn live_events_during_a_resume_are_neither_lost_nor_doubled(cluster: &Cluster) {
@@ -298,6 +296,7 @@ async fn another_log_is_reset(cluster: &Cluster) {
     let other = json!({ "conversations": named, "store_epoch": Uuid::new_v4() });
     let answer = sync_both(cluster, &mut at_bob, other).await;
     assert_eq!(answer["conversations"], reset);
+    assert!(metric(cluster.addr(1), r#"tidings_resumes_total{result="reset"}"#).await >= 2.0);
     // By the epoch of the answer it is the same log.
     let same = json!({ "conversations": named, "store_epoch": answer["store_epoch"] });
     let answer = sync_both(cluster, &mut at_bob, same).await;
@@ -522,6 +521,8 @@ async fn who_syncs_too_often_waits(cluster: &Cluster) {
     // The socket's syncs are counted with them.
     let mut at_alice = cluster.connect(0, alice).await;
     at_alice.command("sync", body()).await.refused(429, "rate_limited", None);
+    let limited = metric(cluster.addr(0), r#"tidings_rate_limited_total{limit="syncs"}"#).await;
+    assert!(limited >= 2.0, "{limited}");
 }
 
 /// One who was away is told to have got his messages by the page that shows them.

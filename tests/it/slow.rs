@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Cluster, text, user};
-use crate::harness::scenarios;
+use crate::harness::metrics::metric;
+use crate::harness::{scenarios, until, until_within};
 
 scenarios! {
     a_full_client_that_stops_reading_is_told_to_read_again
         ["WS_CLIENT_BUFFER_SIZE" = "16", "WS_CLIENT_BUFFER_BYTES" = "64KiB"],
     a_classic_client_that_stops_reading_is_closed
+        ["WS_CLIENT_BUFFER_SIZE" = "16", "WS_CLIENT_BUFFER_BYTES" = "64KiB"],
+    what_waits_for_a_client_and_what_gives_way_is_shown
         ["WS_CLIENT_BUFFER_SIZE" = "16", "WS_CLIENT_BUFFER_BYTES" = "64KiB"],
     one_slow_client_does_not_hold_up_the_others
         ["WS_CLIENT_BUFFER_SIZE" = "64", "WS_CLIENT_BUFFER_BYTES" = "256KiB"],
@@ -41,18 +44,12 @@ async fn flood(cluster: &Cluster, at: usize, by: Uuid, conversation: Uuid) -> us
             // One answer may stand above the stored events, a hello or a resync.
             assert!(bytes <= BOUND + 1_024, "{bytes} bytes wait for a client that does not read");
         }
-        if slow_consumers(cluster, at).await > 0.0 {
+        if metric(cluster.addr(at), "tidings_slow_consumers_total").await > 0.0 {
             return sent * 8;
         }
         assert!(sent < 200, "{} MiB were sent, and no queue is full", sent * 8 * 15 / 1_024);
     }
     unreachable!()
-}
-
-async fn slow_consumers(cluster: &Cluster, at: usize) -> f64 {
-    let metrics = cluster.rest(at, user()).get("/metrics").await.text;
-    let line = metrics.lines().find_map(|line| line.strip_prefix("tidings_slow_consumers_total "));
-    line.expect("the metric is there").parse().unwrap()
 }
 
 async fn a_full_client_that_stops_reading_is_told_to_read_again(cluster: &Cluster) {
@@ -81,6 +78,42 @@ async fn a_classic_client_that_stops_reading_is_closed(cluster: &Cluster) {
     assert_eq!(code, 4001);
     let reason: Value = serde_json::from_str(&reason).unwrap();
     assert!(reason["retry_ms"].is_number(), "it may come back: {reason}");
+}
+
+async fn what_waits_for_a_client_and_what_gives_way_is_shown(cluster: &Cluster) {
+    let (alice, bob) = (user(), user());
+    let mut groups = Vec::new();
+    for _ in 0..8 {
+        groups.push(cluster.group(0, alice, &[bob]).await);
+    }
+    let mut at_bob = slow(cluster, 1, bob, false).await;
+    let waiting = async || metric(cluster.addr(1), "tidings_socket_queue_bytes").await;
+    let content = "x".repeat(15 << 10);
+    let rest = cluster.rest(0, alice);
+    until_within(Duration::from_secs(60), "something gives way", async || {
+        if waiting().await == 0.0 {
+            // The kernel takes it still.
+            let sends = (0..8).map(|_| cluster.send(0, alice, groups[0], &content));
+            join_all(sends).await;
+            return None;
+        }
+        // More events than have room.
+        for group in &groups {
+            let path = format!("/api/v1/conversations/{group}/typing");
+            for is_typing in [false, true, false] {
+                let told = rest.post(&path, json!({ "is_typing": is_typing })).await;
+                assert_eq!(told.status, 204, "{told:?}");
+            }
+        }
+        let dropped = metric(cluster.addr(1), "tidings_socket_queue_dropped_total").await;
+        (dropped > 0.0).then_some(())
+    })
+    .await;
+    until("he has read all", async || {
+        at_bob.read_for(Duration::from_millis(100)).await;
+        (waiting().await == 0.0).then_some(())
+    })
+    .await;
 }
 
 async fn one_slow_client_does_not_hold_up_the_others(cluster: &Cluster) {

@@ -261,11 +261,7 @@ async fn schema(
         Ok(Err(error)) => match error::failed(error, false) {
             error if error::is_missing_table(&error) => Vec::new(),
             error => {
-                let fix = format!(
-                    "grant select on all tables in schema {schema} to {}",
-                    server.user_name
-                );
-                found.problem("schema", error.to_string(), fix);
+                found.problem("schema", error.to_string(), grants(server));
                 return false;
             }
         },
@@ -323,13 +319,12 @@ async fn rights(connection: &mut PgConnection, server: &Server, found: &mut Find
     }
     for (reason, names) in refused {
         let detail = format!("{reason} (for {})", names.join(", "));
-        let fix = format!(
-            "grant select, insert, update, delete on all tables in schema {} to {}",
-            server.schema.as_deref().unwrap_or("public"),
-            server.user_name
-        );
-        found.problem("rights", detail, fix);
+        found.problem("rights", detail, grants(server));
     }
+}
+
+fn grants(server: &Server) -> String {
+    format!("grant {} what docs/postgres.md says (Roles)", server.user_name)
 }
 
 async fn plan(connection: &mut PgConnection, statement: &'static str) -> sqlx::Result<()> {

@@ -83,10 +83,13 @@ impl Postgres {
         // The pool would hide why it cannot connect behind a time-out.
         let first = connect(&options).await?;
         let (size, wait) = (config.pool_size, config.acquire_timeout);
+        let waits = metrics.store.pool_wait.clone();
         let store = Self {
             pool: match &config.pooler {
-                None => Pool::of_sessions(config.options.clone(), size, wait, ANSWER_LIMIT),
-                Some(pooler) => Pool::of_transactions(pooler.clone(), size, wait, ANSWER_LIMIT),
+                None => Pool::of_sessions(config.options.clone(), size, wait, ANSWER_LIMIT, waits),
+                Some(pooler) => {
+                    Pool::of_transactions(pooler.clone(), size, wait, ANSWER_LIMIT, waits)
+                }
             },
             replica: config.replica.clone().map(|options| Replica::new(options, size)),
             metrics,

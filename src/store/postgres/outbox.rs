@@ -11,9 +11,10 @@ use crate::protocol::model::ChangeKind;
 use crate::store::types::{OutboxEntry, OutboxRow};
 use crate::store::{Result, StoreError, readable};
 
-/// From so many on, a member's line is moved over his own messages: it bounds how far each look
-/// above his line reads, and how often his row is written for nothing else. A write costs as much as
-/// some thirty messages that are read, and of a stretch half is read, in the mean, by each look.
+/// From so many places of the log on, a member's line is moved over what holds no messages of others:
+/// it bounds how far each look above his line reads, and how often his row is written for nothing
+/// else. A write costs as much as some thirty messages that are read, and of a stretch half is read,
+/// in the mean, by each look.
 const OWN_STRETCH: i64 = 16;
 
 #[derive(FromRow)]

@@ -7,8 +7,10 @@
 //! pooler's session and be in another client's way.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use metrics::Histogram;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::{Query, QueryAs};
 use sqlx::{AssertSqlSafe, Connection, FromRow, PgTransaction};
@@ -34,6 +36,8 @@ pub struct Pool {
     begin: Option<Arc<str>>,
     /// After this an answer is not waited for any more.
     patience: Duration,
+    /// How long each statement waited for its connection.
+    waits: Histogram,
 }
 
 impl Pool {
@@ -43,8 +47,9 @@ impl Pool {
         size: u32,
         acquire_timeout: Duration,
         patience: Duration,
+        waits: Histogram,
     ) -> Self {
-        Self::new(session(options), None, size, acquire_timeout, patience)
+        Self::new(session(options), None, size, acquire_timeout, patience, waits)
     }
 
     /// Each connection leads to a pooler, which gives it a session for each transaction.
@@ -53,10 +58,11 @@ impl Pool {
         size: u32,
         acquire_timeout: Duration,
         patience: Duration,
+        waits: Histogram,
     ) -> Self {
         let settings = SETTINGS.map(|(name, value)| format!("; set local {name} = '{value}'"));
         let begin = format!("begin{}", settings.concat());
-        Self::new(to_pooler(options), Some(begin.into()), size, acquire_timeout, patience)
+        Self::new(to_pooler(options), Some(begin.into()), size, acquire_timeout, patience, waits)
     }
 
     fn new(
@@ -65,6 +71,7 @@ impl Pool {
         size: u32,
         acquire_timeout: Duration,
         patience: Duration,
+        waits: Histogram,
     ) -> Self {
         let connections = PgPoolOptions::new()
             .max_connections(size)
@@ -79,7 +86,7 @@ impl Pool {
                 })
             })
             .connect_lazy_with(options.clone());
-        Self { connections, options: Arc::new(options), begin, patience }
+        Self { connections, options: Arc::new(options), begin, patience, waits }
     }
 
     /// For a connection beside the pool, which tells why there is none.
@@ -101,6 +108,13 @@ impl Pool {
         self.connections.close().await;
     }
 
+    async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>> {
+        let began = Instant::now();
+        let acquired = self.connections.acquire().await;
+        self.waits.record(began.elapsed());
+        acquired.map_err(|error| failed(error, false))
+    }
+
     /// What runs in it behind a pooler must not be `persistent`.
     pub async fn begin(&self) -> sqlx::Result<PgTransaction<'static>> {
         match &self.begin {
@@ -116,8 +130,7 @@ impl Pool {
     where
         O: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
-        let mut connection =
-            self.connections.acquire().await.map_err(|error| failed(error, false))?;
+        let mut connection = self.acquire().await?;
         let work = async {
             let Some(begin) = &self.begin else {
                 return query.fetch_all(&mut *connection).await;
@@ -147,8 +160,7 @@ impl Pool {
         A: Send + Unpin + for<'r> FromRow<'r, PgRow>,
         B: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
-        let mut connection =
-            self.connections.acquire().await.map_err(|error| failed(error, false))?;
+        let mut connection = self.acquire().await?;
         let work = async {
             let first = first.fetch_all(&mut *connection).await?;
             let second = second.fetch_all(&mut *connection).await?;
@@ -176,8 +188,7 @@ impl Pool {
 
     /// As [`Self::rows`], for a statement without rows.
     pub async fn execute(&self, query: Query<'_, sqlx::Postgres, PgArguments>) -> Result<()> {
-        let mut connection =
-            self.connections.acquire().await.map_err(|error| failed(error, false))?;
+        let mut connection = self.acquire().await?;
         let work = async {
             let Some(begin) = &self.begin else {
                 return query.execute(&mut *connection).await.map(drop);

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use metrics::Histogram;
 use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
@@ -43,7 +44,7 @@ struct Head {
 
 impl Replica {
     pub fn new(options: PgConnectOptions, size: u32) -> Self {
-        let pool = Pool::of_sessions(options, size, ACQUIRE_LIMIT, ANSWER_LIMIT);
+        let pool = Pool::of_sessions(options, size, ACQUIRE_LIMIT, ANSWER_LIMIT, Histogram::noop());
         Self { pool, failed_at: Arc::default() }
     }
 

@@ -13,8 +13,9 @@ use crate::protocol::model::ChangeKind;
 use crate::store::types::{OutboxEntry, OutboxLease, OutboxRow};
 use crate::store::{Result, StoreError, readable};
 
-/// How far a sender may fall behind by his own messages before his `settled_seq` is moved.
-const MONOLOGUE: i64 = 100;
+/// Beyond so many places of the log a sender's line is moved over what holds no messages of others. Here
+/// only the two highest are looked at, however far the line is behind, so it is moved seldom.
+const OWN_STRETCH: i64 = 100;
 
 impl Sqlite {
     /// Five statements at most, whatever the number of rows. It looks at the told messages and at
@@ -49,7 +50,7 @@ impl Sqlite {
                 .map_err(error::of)?;
             sqlx::query(sql::OUTBOX_MONOLOGUES)
                 .bind(json(sent.iter().copied().map(as_parameter)))
-                .bind(MONOLOGUE)
+                .bind(OWN_STRETCH)
                 .execute(&mut *tx)
                 .await
                 .map_err(error::of)?;

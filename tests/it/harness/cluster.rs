@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use super::client::{Client, Opening};
 use super::http::Rest;
+use super::metrics::{Series, series, value};
 use super::{PATIENCE, services, until, until_within, within};
 
 /// A scenario that hangs in spite of all deadlines ends here.
@@ -271,6 +272,21 @@ impl Cluster {
 
     pub fn node(&self, at: usize) -> &Arc<Node> {
         &self.running(at).node
+    }
+
+    /// What all nodes show, added up.
+    pub async fn metrics(&self) -> Series {
+        let mut all = Series::new();
+        for node in &self.nodes {
+            for (name, value) in series(node.addr).await {
+                *all.entry(name).or_default() += value;
+            }
+        }
+        all
+    }
+
+    pub async fn metric(&self, name: &str) -> f64 {
+        value(&self.metrics().await, name)
     }
 
     pub fn rest(&self, at: usize, user: Uuid) -> Rest {

@@ -9,6 +9,7 @@ pub mod client;
 pub mod cluster;
 pub mod contract;
 pub mod http;
+pub mod metrics;
 pub mod own_kafka;
 pub mod own_postgres;
 pub mod process;

@@ -156,8 +156,11 @@ impl OwnPostgres {
 
 impl Drop for OwnPostgres {
     fn drop(&mut self) {
-        self.resume();
-        self.stop();
+        // A test that failed may have stopped it.
+        if let Ok(None) = self.server.try_wait() {
+            self.resume();
+            self.stop();
+        }
     }
 }
 

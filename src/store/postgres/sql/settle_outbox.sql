@@ -1,6 +1,6 @@
 -- Deletes the outbox rows $1 and makes laggards of the members who are still behind. $2: from how
--- many of his own messages on a member's line is moved over them; $3: in how many milliseconds
--- the laggards are due.
+-- many places of the log on a member's line is moved over what holds no messages of others; $3: in how
+-- many milliseconds the laggards are due.
 with gone as (
     delete from outbox
     where id = any($1::uuid[])
