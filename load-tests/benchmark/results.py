@@ -62,7 +62,7 @@ class Results:
         temporary.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in self.lines))
         temporary.replace(self.path)
 
-    def saturation(self) -> float | None:
-        """Messages a second of one node with a thousand pairs: what other tests' rates are made from."""
-        rates = [report["messages_per_second"] for report in self.reports("chat")]
+    def rate(self, test: str) -> float | None:
+        """Messages a second of one of the tests that others follow."""
+        rates = [report["messages_per_second"] for report in self.reports(test)]
         return median(rates) if rates else None

@@ -35,15 +35,15 @@ class Scale:
 class Test:
     name: str
     about: str
-    # Of loadgen, but for addresses and processes; gets the scale and the saturation in messages a second.
+    # Of loadgen, but for addresses and processes; gets the scale and the rate of the test that it follows.
     command: Callable[[Scale, float], list[str]]
     cluster: bool = True
     jwt: bool = False
     settings: dict = field(default_factory=dict)
     # A point of a curve, measured less often than the figures of the table.
     curve: bool = False
-    # Its rate follows from the test `chat`, which goes before.
-    follows: bool = False
+    # The test, of LIMITS, from whose rate its own follows, and which goes before.
+    follows: str | None = None
     # False: it says nothing about a server at this saturation.
     fits: Callable[[float], bool] = lambda saturation: True
     # The same before it, on the same node, for so many seconds: at low rates the first use of each connection and
@@ -96,17 +96,21 @@ def history(scale: Scale, _saturation: float) -> list[str]:
     return ["history", "--messages", scale.of("1000000", "20000"), "--seconds", scale.of("5", "1"), "--database", "{database}"]
 
 
+# How fast a node goes while each pair waits for every answer, and with all it can.
+LIMITS = ("chat", "chat-full")
+
+
 def overload(factor: float) -> Test:
     def command(scale: Scale, saturation: float) -> list[str]:
         window = ["--warmup", scale.of("3", "1"), "--seconds", scale.of("10", "4"), "--settle", scale.of("6s", "4s")]
         return ["overload", *scale.pairs, *window, "--saturation", f"{saturation:.0f}", "--factor", str(factor)]
 
     return Test(f"overload-{factor}", f"{factor} times the saturation, on schedule, whatever is refused", command,
-                curve=True, follows=True, forgiven=("nothing was refused",) if factor <= 1.25 else ())
+                curve=True, follows="chat-full", forgiven=("nothing was refused",) if factor <= 1.25 else ())
 
 
 def at_rate(rate: int) -> Test:
-    return chat(f"load-{rate}", f"one to one, {rate:,} messages/s on schedule", rate=lambda _: rate, follows=True,
+    return chat(f"load-{rate}", f"one to one, {rate:,} messages/s on schedule", rate=lambda _: rate, follows="chat-full",
                 curve=rate not in MAIN_RATES, fits=lambda saturation: rate <= saturation)
 
 
@@ -128,7 +132,7 @@ STANDARD = [
     chat("chat", "one to one, 1,000 pairs, as fast as the node goes while each pair waits for every answer"),
     chat("chat-full", "the same with four unanswered messages a pair: all the node can", more=["--in-flight", "4"]),
     Test("idle", "15,000 sockets by token, silent for a turn of the heartbeats; then 20 messages to each and 6 KB from each; then a minute", idle, jwt=True),
-    chat("half", "one to one, half of the saturation, on schedule", rate=half, follows=True),
+    chat("half", "one to one, half as many as `chat` reached, on schedule", rate=half, follows="chat"),
     *[at_rate(rate) for rate in RATES],
     Test("group-1000", "one writer in a group of 1,000, 16 messages under way: all the node can", groups((1000,), "--in-flight", "16")),
     chat("single", "one to one on a single node: SQLite, everything in process; each pair waits for every answer", cluster=False),
