@@ -8,8 +8,11 @@
 //! Who was away reads by `resume` what he missed.
 //!
 //! Direction: `main -> app -> http -> ws -> {write_path, resume} -> {store, bus, presence, offline}`,
-//! `{bus, presence, auth} -> shards` (where Redis is), and all `-> {protocol, ids, clock, config, finding,
+//! `{bus, presence, auth} -> shards` (where Redis is), and all `-> {protocol, ids, clock, config, finding, shutdown,
 //! telemetry, sabotage}`; never back, never sideways.
+
+// Whether a connection's future may go from thread to thread is asked of all futures within it.
+#![recursion_limit = "256"]
 
 pub mod app;
 pub mod auth;

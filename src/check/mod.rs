@@ -14,8 +14,10 @@ use crate::build_info::VERSION_AND_COMMIT;
 use crate::bus;
 use crate::config::{AuthMode, Config, ConfigFaults, OfflineConfig, StoreConfig};
 use crate::finding::{Finding, Findings, Grade};
+use crate::http::tls::Tls;
 use crate::offline;
 use crate::store::{self, Demand};
+use crate::telemetry::traces;
 
 /// All of one part's checks together; the parts are looked at side by side.
 const PART_LIMIT: Duration = Duration::from_secs(20);
@@ -32,14 +34,40 @@ pub struct Report {
 
 /// Never fails: what cannot be looked at is a finding.
 pub async fn run(config: &Config) -> Report {
-    let (host, store, bus, offline, auth) = tokio::join!(
-        bounded(Findings::of("host"), async |found| host::check(config, found)),
+    let (host, traces, store, bus, offline, auth) = tokio::join!(
+        check_host(config),
+        check_traces(config),
         check_store(config),
         check_bus(config),
         check_offline(config),
         check_auth(config),
     );
-    Report::of([host, store, bus, offline, auth].into_iter().flat_map(|found| found.list).collect())
+    let parts = [host, traces, store, bus, offline, auth];
+    Report::of(parts.into_iter().flat_map(|found| found.list).collect())
+}
+
+async fn check_host(config: &Config) -> Findings {
+    let check = async |found: &mut Findings| {
+        host::check(config, found);
+        let Some(files) = &config.http.tls else { return };
+        match Tls::open(files).await {
+            Ok(_) => found.ok("certificate", "TLS_CERT_FILE and TLS_KEY_FILE go together"),
+            Err(error) => {
+                let fix = "a chain of certificates and the key of its first one, as PEM";
+                found.problem("certificate", format!("{error:#}"), fix);
+            }
+        }
+    };
+    bounded(Findings::of("host"), check).await
+}
+
+async fn check_traces(config: &Config) -> Findings {
+    let check = async |found: &mut Findings| {
+        if let Some(traces) = &config.traces {
+            traces::check(traces, found).await;
+        }
+    };
+    bounded(Findings::of("traces"), check).await
 }
 
 async fn check_store(config: &Config) -> Findings {

@@ -13,20 +13,7 @@ use crate::write_path::{Sent, store_problem};
 
 /// 201 with the message; 200 with the first one for a repeat.
 pub async fn send(mut call: Call<'_>) -> Answer {
-    call.node.rates.send(call.user).inspect_err(|problem| {
-        call.node.metrics.sends.refused.of(problem.code).increment(1);
-    })?;
-    let mut send: SendMessage = call.decode()?;
-    if send.client_message_id.is_none() {
-        let key = call.headers.get("idempotency-key");
-        let key = key.map(|key| {
-            key.to_str().map(str::to_owned).map_err(|_| {
-                Problem::invalid("Idempotency-Key", "the key holds characters outside ASCII")
-            })
-        });
-        send.client_message_id = key.transpose()?;
-    }
-    let send = send.checked(&call.node.limits).inspect_err(|problem| {
+    let send = read(&mut call).inspect_err(|problem| {
         call.node.metrics.sends.refused.of(problem.code).increment(1);
     })?;
     let sent = outcome(|reply| {
@@ -38,6 +25,21 @@ pub async fn send(mut call: Call<'_>) -> Answer {
         Sent::Repeated(_) => StatusCode::OK,
     };
     Ok(answer::json(status, sent.message()))
+}
+
+fn read(call: &mut Call<'_>) -> Result<SendMessage, Problem> {
+    call.node.rates.send(call.user)?;
+    let mut send: SendMessage = call.decode()?;
+    if send.client_message_id.is_none() {
+        let key = call.headers.get("idempotency-key");
+        let key = key.map(|key| {
+            key.to_str().map(str::to_owned).map_err(|_| {
+                Problem::invalid("Idempotency-Key", "the key holds characters outside ASCII")
+            })
+        });
+        send.client_message_id = key.transpose()?;
+    }
+    send.checked(&call.node.limits)
 }
 
 pub async fn edit(mut call: Call<'_>) -> Answer {

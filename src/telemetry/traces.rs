@@ -14,6 +14,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::HeaderMap;
 use hyper::body::Bytes;
+use hyper::header::CONTENT_TYPE;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::build_info::VERSION;
 use crate::config::TracesConfig;
+use crate::finding::Findings;
 
 /// Spans that may wait for the collector; beyond, they are dropped.
 const QUEUE: usize = 8_192;
@@ -48,6 +50,26 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 const TRACEPARENT: &str = "traceparent";
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// Sends no spans, as a node would, and says whether they would be taken.
+pub async fn check(config: &TracesConfig, found: &mut Findings) {
+    let endpoint = &config.endpoint;
+    // Path and query may hold a secret.
+    let place = endpoint.authority().map(ToString::to_string).unwrap_or_default();
+    let asked = async {
+        let request = Request::post(endpoint.clone())
+            .header(CONTENT_TYPE, "application/x-protobuf")
+            .body(Bytes::new())?;
+        Ok::<_, HttpError>(Sender::new()?.send_bytes(request).await?.status())
+    };
+    let fix = "start it, or see that OTEL_EXPORTER_OTLP_ENDPOINT names it: spans it does not take are \
+               dropped";
+    match asked.await {
+        Ok(status) if status.is_success() => found.ok("collector", format!("{place} takes spans")),
+        Ok(status) => found.warning("collector", format!("{place} answers {status}"), fix),
+        Err(error) => found.warning("collector", format!("{place}: {error}"), fix),
+    }
+}
 
 /// Sends what waits when it is closed.
 pub struct Traces(SdkTracerProvider);

@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async};
 use uuid::Uuid;
 
+use crate::check::check;
 use crate::harness::certs::{Authority, Certificate};
 use crate::harness::cluster::{Kind, id, on_ground, text, user};
 use crate::harness::process::{Process, Signal};
@@ -243,6 +244,9 @@ async fn a_certificate_that_cannot_be_used_is_named() {
     on_ground(Kind::Embedded, &[], async |ground| {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let (cert, key) = (text(&one.cert), text(&one.key));
+        let settings = [("TLS_CERT_FILE", cert.as_str()), ("TLS_KEY_FILE", key.as_str())];
+        let told = check(&ground.settings_with("0", &settings)).await;
+        told.expect("host", "certificate", "ok", "go together");
         for (code, cert, key, named) in [
             (64, cert.as_str(), "", "TLS_KEY_FILE"),
             (64, "", key.as_str(), "TLS_CERT_FILE"),
@@ -252,6 +256,10 @@ async fn a_certificate_that_cannot_be_used_is_named() {
             (1, cert.as_str(), cert.as_str(), "TLS_KEY_FILE"),
         ] {
             let settings = [("TLS_CERT_FILE", cert), ("TLS_KEY_FILE", key)];
+            if code == 1 {
+                let told = check(&ground.settings_with("0", &settings)).await;
+                told.expect("host", "certificate", "problem", named);
+            }
             let mut node = Process::start(&[], &ground.settings_with("0", &settings));
             assert_eq!(node.exit().await.code(), Some(code), "{settings:?}: {}", node.errors());
             assert!(node.errors().contains(named), "{settings:?}: {}", node.errors());

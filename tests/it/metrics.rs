@@ -148,6 +148,8 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
     );
     let foreign = cluster.rest(1, user()).post("/api/v1/messages", text(conversation, "x")).await;
     assert_eq!(foreign.status, 404);
+    let broken = cluster.rest(1, alice).call("POST", "/api/v1/messages", "{").await;
+    broken.refused(400, "malformed", None);
     let cursors = json!({ "conversations": { conversation.to_string(): 1 } });
     at_bob.command("sync", cursors).await.ok();
     let history = format!("/api/v1/conversations/{conversation}/messages");
@@ -187,6 +189,7 @@ async fn a_conversation_moves_the_metrics(cluster: &Cluster) {
         ("tidings_sends_repeated_total", 1.0),
         (r#"tidings_sends_refused_total{reason="idempotency_mismatch"}"#, 1.0),
         (r#"tidings_sends_refused_total{reason="not_found"}"#, 1.0),
+        (r#"tidings_sends_refused_total{reason="malformed"}"#, 1.0),
         (r#"tidings_sockets_closed_total{reason="normal"}"#, 1.0),
         (r#"tidings_sockets_closed_total{reason="lost"}"#, 1.0),
         (r#"tidings_sockets_closed_total{reason="protocol_error"}"#, 1.0),

@@ -22,6 +22,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use crate::check::check;
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Kind, Settings, id, on_ground, text, user};
 use crate::harness::http::Rest;
@@ -177,6 +178,20 @@ async fn a_message_is_followed_from_the_call_to_the_record() {
         let spans = collector.spans.lock().unwrap();
         assert!(spans.len() > before, "what waits at the end is sent");
         assert!(spans.iter().all(|span| hex(&span.trace_id) != unwanted));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_is_checked_without_spans() {
+    on_ground(Kind::Embedded, &[], async |ground| {
+        let collector = Collector::start().await;
+        let told = check(&with(ground.settings("0"), &collector.settings())).await;
+        told.expect("traces", "collector", "ok", "takes spans");
+        assert!(collector.spans.lock().unwrap().is_empty());
+        let nowhere = "http://127.0.0.1:1/geheim".to_owned();
+        let settings = with(ground.settings("0"), &[("OTEL_EXPORTER_OTLP_ENDPOINT", nowhere)]);
+        check(&settings).await.expect("traces", "collector", "warning", "127.0.0.1:1: ");
     })
     .await;
 }
