@@ -41,28 +41,19 @@ pub async fn check(
     found: &mut Findings,
 ) {
     let config = client.clone();
-    match blocking(move || Producer::new(&config, Logs::default())).await {
-        Ok(producer) => {
-            look(&producer, client, brokers, name, partitions, largest, found).await;
-            producer.end().await;
-        }
-        Err(error) => found.problem("reachable", format!("{brokers}: {error}"), UNREACHABLE),
-    }
-}
-
-async fn look(
-    producer: &Producer,
-    client: &ClientConfig,
-    brokers: &str,
-    name: &str,
-    partitions: i32,
-    largest: usize,
-    found: &mut Findings,
-) {
     let started = Instant::now();
-    let topic = match topic(producer, name).await {
-        Ok((answering, topic)) => {
-            let taken = started.elapsed().as_millis();
+    let seen = match blocking(move || Producer::new(&config, Logs::default())).await {
+        Ok(producer) => {
+            let seen = topic(&producer, name).await;
+            let taken = started.elapsed();
+            producer.end().await;
+            seen.map(|(answering, topic)| (answering, topic, taken))
+        }
+        Err(error) => Err(error),
+    };
+    let topic = match seen {
+        Ok((answering, topic, taken)) => {
+            let taken = taken.as_millis();
             found.ok("reachable", format!("{brokers}: {answering} brokers, in {taken} ms"));
             topic
         }
