@@ -295,6 +295,10 @@ mod tests {
         }
     }
 
+    fn ranges(runs: &[Pending]) -> Vec<(i64, i64)> {
+        runs.iter().map(|pending| (pending.run.lo, pending.run.hi)).collect()
+    }
+
     #[tokio::test]
     async fn what_overlaps_under_another_proof_is_offered_later() {
         let now = Instant::now();
@@ -315,8 +319,7 @@ mod tests {
         };
         let (mut offered, mut back) = (Vec::new(), Vec::new());
         split(vec![ack(5, 9), ack(1, 20), ack(18, 21)], &mut offered, &mut back);
-        let seqs = |runs: &[Pending]| runs.iter().map(|p| (p.run.lo, p.run.hi)).collect::<Vec<_>>();
-        assert_eq!((seqs(&offered), seqs(&back)), (vec![(1, 20), (21, 21)], vec![(5, 9)]));
+        assert_eq!((ranges(&offered), ranges(&back)), (vec![(1, 20), (21, 21)], vec![(5, 9)]));
     }
 
     #[tokio::test]
@@ -341,8 +344,10 @@ mod tests {
         let (mut offered, mut back) = (Vec::new(), Vec::new());
         let runs = proofs.lock().drain().next().unwrap().1;
         split(runs, &mut offered, &mut back);
-        let seqs = |runs: &[Pending]| runs.iter().map(|p| (p.run.lo, p.run.hi)).collect::<Vec<_>>();
-        assert_eq!((seqs(&offered), seqs(&back)), (vec![(1, 3), (4, 4), (5, 99)], vec![(3, 6)]));
+        assert_eq!(
+            (ranges(&offered), ranges(&back)),
+            (vec![(1, 3), (4, 4), (5, 99)], vec![(3, 6)])
+        );
         for hi in 1..10_000 {
             proofs.add(Run { proof: Proof::Ack, ..run(1, hi) });
         }

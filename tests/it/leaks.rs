@@ -1,6 +1,7 @@
 //! What people write, prove themselves by and come from stays between them: a run with a mark in every
 //! input looks for it in logs, metrics and what others are answered.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -9,6 +10,7 @@ use uuid::Uuid;
 
 use crate::harness::client::{Client, Opening};
 use crate::harness::cluster::{Ground, Kind, id, on_ground, user};
+use crate::harness::free_port;
 use crate::harness::http::Rest;
 use crate::harness::process::{Process, Signal};
 use crate::identity::token;
@@ -63,7 +65,7 @@ async fn socket(addr: std::net::SocketAddr, who: Uuid, bearer: &str) -> Client {
 async fn nothing_is_told(ground: &Arc<Ground>) {
     let mut settings = ground.settings("0");
     // A port that is known: the node says only where its main listener is.
-    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
     settings.insert("ADMIN_ADDR".into(), admin.to_string());
     let secrets = secrets_of(&settings);
     let (mut node, addr) = Process::node(&settings).await;
