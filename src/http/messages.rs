@@ -6,7 +6,7 @@ use super::Call;
 use super::answer::{self, Answer, CURSOR_FORM, next_cursor, outcome};
 use crate::ids::Seq;
 use crate::protocol::answer::EditList;
-use crate::protocol::command::{EditMessage, SendMessage};
+use crate::protocol::command::{EditMessage, SendMessage, check_client_message_id};
 use crate::protocol::problem::Problem;
 use crate::store::types::Amendment;
 use crate::write_path::{Sent, store_problem};
@@ -30,16 +30,19 @@ pub async fn send(mut call: Call<'_>) -> Answer {
 fn read(call: &mut Call<'_>) -> Result<SendMessage, Problem> {
     call.node.rates.send(call.user)?;
     let mut send: SendMessage = call.decode()?;
-    if send.client_message_id.is_none() {
-        let key = call.headers.get("idempotency-key");
-        let key = key.map(|key| {
-            key.to_str().map(str::to_owned).map_err(|_| {
-                Problem::invalid("Idempotency-Key", "the key holds characters outside ASCII")
-            })
-        });
-        send.client_message_id = key.transpose()?;
-    }
+    let key = idempotency_key(call)?;
+    send.client_message_id = send.client_message_id.or(key);
     send.checked(&call.node.limits)
+}
+
+/// The header's, checked also where the body has an id of its own, which goes before it.
+fn idempotency_key(call: &Call<'_>) -> Result<Option<String>, Problem> {
+    let Some(key) = call.headers.get("idempotency-key") else { return Ok(None) };
+    let key = key.to_str().map_err(|_| {
+        Problem::invalid("Idempotency-Key", "the key holds characters outside ASCII")
+    })?;
+    check_client_message_id("Idempotency-Key", key)?;
+    Ok(Some(key.to_owned()))
 }
 
 pub async fn edit(mut call: Call<'_>) -> Answer {

@@ -46,6 +46,17 @@ async fn a_repeated_send_gives_the_first_message(cluster: &Cluster) {
     let keyed = cluster.rest(1, alice).with("idempotency-key", "c-1");
     let again = keyed.post("/api/v1/messages", text(conversation, "once")).await.body(200);
     assert_eq!(again, first);
+    // The body's own goes before it, and the header has to be a key all the same.
+    let other = cluster.rest(1, alice).with("idempotency-key", "c-2");
+    let again = other.post("/api/v1/messages", body.clone()).await.body(200);
+    assert_eq!(again, first);
+    for key in ["", "\u{e9}", &"k".repeat(129)] {
+        let wrong = cluster.rest(1, alice).with("idempotency-key", key);
+        for body in [body.clone(), text(conversation, "once")] {
+            let refused = wrong.post("/api/v1/messages", body).await;
+            refused.refused(422, "invalid", Some("Idempotency-Key"));
+        }
+    }
 
     for (name, value) in [
         ("content", json!("twice")),

@@ -54,12 +54,13 @@ fn messages() -> Vec<Operation> {
             )
             .parameters([header(
                 "Idempotency-Key",
-                "Stands for a `client_message_id` that the body does not have.",
+                "Stands for a `client_message_id` that the body does not have; the body's own goes \
+                 before it. Checked either way.",
                 json!({
                     "type": "string",
                     "minLength": 1,
                     "maxLength": MAX_CLIENT_MESSAGE_ID_BYTES,
-                    "pattern": "^[!-~]+$"
+                    "pattern": "^[!-~]([\\t -~]*[!-~])?$"
                 }),
                 "a-1".into(),
             )])

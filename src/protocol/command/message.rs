@@ -41,7 +41,7 @@ impl SendMessage {
     /// Checks all that can be judged without the store.
     pub fn checked(mut self, limits: &Limits) -> Result<Self, Problem> {
         if let Some(id) = &self.client_message_id {
-            check_client_message_id(id)?;
+            check_client_message_id("client_message_id", id)?;
         }
         let content = self.content.get_or_insert_default();
         check_content(content, limits)?;
@@ -121,12 +121,12 @@ impl EditMessage {
     }
 }
 
-pub fn check_client_message_id(id: &str) -> Result<(), Problem> {
-    let field = "client_message_id";
+/// `field` is where the id was given: in the body, or as a header of REST.
+pub fn check_client_message_id(field: &'static str, id: &str) -> Result<(), Problem> {
     if id.is_empty() || id.len() > MAX_CLIENT_MESSAGE_ID_BYTES {
         return Err(Problem::invalid(
             field,
-            format!("client_message_id has 1 to {MAX_CLIENT_MESSAGE_ID_BYTES} bytes"),
+            format!("{field} has 1 to {MAX_CLIENT_MESSAGE_ID_BYTES} bytes"),
         ));
     }
     check_text(field, id)

@@ -24,7 +24,7 @@ use crate::ids::MessageId;
 pub use conversation::{
     AddParticipants, CreateConversation, PatchConversation, PatchParticipant, check_title,
 };
-pub use message::{EditMessage, SendMessage};
+pub use message::{EditMessage, SendMessage, check_client_message_id};
 pub use receipt::{Ack, MAX_ACKS};
 pub use sync::{Sync, SyncRequest};
 pub use typing::{Typing, TypingState};
