@@ -1,7 +1,7 @@
 //! The producer, with a thread of its own that serves its confirmations.
 //!
 //! The crate's FutureProducer has such a thread too, which waits for 100 ms at a time and spins
-//! through the last fraction of a millisecond of each wait: three quarters of the CPU of an idle node.
+//! through the last millisecond of each wait: three quarters of the CPU of an idle node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,10 @@ use tokio::time::timeout;
 
 use super::logs::Logs;
 
-/// Each wait for confirmations, which are served as they come; so long may the end take.
-const WAIT: Duration = Duration::from_millis(500);
+/// Each wait for confirmations, which are served as they come; so long may the end take. The client
+/// waits for whole milliseconds and spins through what is left of the last one: so a little more
+/// than whole ones, which is over when it wakes.
+const WAIT: Duration = Duration::from_micros(500_050);
 
 type Outcome = Result<(), KafkaError>;
 /// Who waits for a record's outcome, and its share of the queue's bound.

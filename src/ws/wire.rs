@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::FutureExt;
 use rustls::ServerConnection;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -17,8 +18,6 @@ pub trait Wire: Send + Sync + 'static {
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// 0 at the client's end; `WouldBlock` clears the readiness.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// As [`Wire::try_read`].
-    fn try_fill(&self, buffer: &mut ReadBuf<'_>) -> io::Result<()>;
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Whether the kernel has all that was taken; `WouldBlock` clears the readiness.
     fn try_flush(&self) -> io::Result<()>;
@@ -37,12 +36,21 @@ impl Wire for TcpStream {
         self.poll_write_ready(cx)
     }
 
+    /// Tokio's own `try_read` keeps the readiness after a short read, though nothing is left then,
+    /// and the next look is a system call for nothing. As in its `poll_read`, only what was ready
+    /// before the read is cleared: what comes meanwhile shows anew (epoll tells of each edge).
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.try_read(buffer)
-    }
-
-    fn try_fill(&self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
-        self.try_read_buf(buffer).map(drop)
+        let not_ready = || io::Error::from(io::ErrorKind::WouldBlock);
+        let mut read = Err(not_ready());
+        let _ = self.try_io(Interest::READABLE, || {
+            read = Read::read(&mut &*SockRef::from(self), buffer);
+            match &read {
+                Ok(size) if (1..buffer.len()).contains(size) => Err(not_ready()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.kind().into()),
+            }
+        });
+        read
     }
 
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -54,7 +62,7 @@ impl Wire for TcpStream {
     }
 
     fn finish(&self) {
-        let _ = socket2::SockRef::from(self).shutdown(Shutdown::Write);
+        let _ = SockRef::from(self).shutdown(Shutdown::Write);
     }
 
     fn is_gone(&self) -> bool {
@@ -122,12 +130,6 @@ impl Wire for Tls {
         }
     }
 
-    fn try_fill(&self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
-        let read = self.try_read(buffer.initialize_unfilled())?;
-        buffer.advance(read);
-        Ok(())
-    }
-
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let state = &mut *self.state();
         self.flush(state)?;
@@ -160,7 +162,7 @@ struct Direct<'a>(&'a TcpStream);
 
 impl Read for Direct<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buffer)
+        Wire::try_read(self.0, buffer)
     }
 }
 
@@ -189,9 +191,9 @@ impl<W: Wire> AsyncRead for Incoming<'_, W> {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_readable(cx))?;
-            match self.0.try_fill(buffer) {
+            match self.0.try_read(buffer.initialize_unfilled()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
+                read => return Poll::Ready(read.map(|size| buffer.advance(size))),
             }
         }
     }

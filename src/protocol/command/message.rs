@@ -59,17 +59,19 @@ impl SendMessage {
 
     /// SHA-256 of what is sent, the same for the same values in any order of keys.
     pub fn body_hash(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        let value = serde_json::json!([
+        let metadata = self.metadata.clone().map(|mut metadata| {
+            metadata.sort_all_objects();
+            metadata
+        });
+        let values = serde_json::to_vec(&(
             self.conversation_id,
-            self.content,
+            &self.content,
             self.message_type,
             self.parent_message_id,
-            self.mentions,
-            self.metadata,
-        ]);
-        hash.update(value.to_string());
-        hash.finalize().into()
+            &self.mentions,
+            metadata,
+        ));
+        Sha256::digest(values.expect("strings, numbers and what was JSON")).into()
     }
 }
 

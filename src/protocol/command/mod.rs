@@ -10,6 +10,7 @@ mod tests;
 mod typing;
 mod watch;
 
+use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::DeserializeOwned;
@@ -191,8 +192,14 @@ fn unknown_command() -> Problem {
 /// Decodes a JSON body; what does not fit is refused with the path of the field. The bytes are
 /// used up.
 pub fn from_json<T: DeserializeOwned>(text: &mut [u8]) -> Result<T, Problem> {
+    thread_local! {
+        /// What the parser notes on its way: as large as the largest text so far needed.
+        static NOTES: RefCell<simd_json::Buffers> = RefCell::default();
+    }
     check_depth(text)?;
-    let mut json = simd_json::Deserializer::from_slice(text).map_err(|error| {
+    let parsed = NOTES
+        .with_borrow_mut(|notes| simd_json::Deserializer::from_slice_with_buffers(text, notes));
+    let mut json = parsed.map_err(|error| {
         Problem::new(Code::Malformed, format!("not valid JSON: {}", words(&error)))
     })?;
     serde_path_to_error::deserialize(&mut json).map_err(misfit)

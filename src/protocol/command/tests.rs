@@ -116,7 +116,7 @@ fn mentions_count_utf_16_units() {
 
 #[test]
 fn the_body_hash_tells_bodies_apart_and_not_spellings() {
-    let hash = |payload| match send(payload) {
+    let hash = |payload: &str| match send(payload) {
         Ok(Command::SendMessage(send)) => send.body_hash(),
         other => panic!("{other:?}"),
     };
@@ -124,6 +124,18 @@ fn the_body_hash_tells_bodies_apart_and_not_spellings() {
         hash(r#""message_type":"text","content":"a","client_message_id":"1","mentions":[]"#);
     assert_eq!(first, hash(r#""content":"a","message_type":"text","client_message_id":"2""#));
     assert_ne!(first, hash(r#""content":"b","message_type":"text""#));
+
+    let mentions = r#"[{"length":1,"user_id":"018bcfe5-6807-7abc-8000-000000000003","offset":0}]"#;
+    let with = |metadata| {
+        hash(&format!(
+            r#""content":"a é","message_type":"text","mentions":{mentions},"metadata":{metadata}"#
+        ))
+    };
+    let full = with(r#"{"a":1,"b":[{"c":2,"d":"x"}]}"#);
+    assert_eq!(full, with(r#"{"b":[{"d":"x","c":2}],"a":1}"#));
+    // It stands in the databases: a repeat after an upgrade has the same.
+    let hex: String = full.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, "be966aaf7e826c70454a94873b3ab565bc30103b4df71b28c66e422f221126e5");
 }
 
 #[test]

@@ -1,4 +1,4 @@
 -- ?1: [[user, conversation], ...]
 delete from laggards
 where (user_id, conversation_id) in (
-    select unhex(value ->> 0), unhex(value ->> 1) from json_each(?1))
+    select unhex(value ->> 0), unhex(value ->> 1) from jsonb_each(?1))

@@ -14,7 +14,7 @@ select p.settled_seq, p.muted_until,
         where m.conversation_id = p.conversation_id and m.seq > p.settled_seq
             and m.sender_id <> p.user_id and m.deleted_at is null
         order by m.seq limit 1) as age
-from json_each(?1) e
+from jsonb_each(?1) e
     left join participants p on p.conversation_id = unhex(e.value ->> 1)
         and p.user_id = unhex(e.value ->> 0) and p.left_seq is null
 order by e.key

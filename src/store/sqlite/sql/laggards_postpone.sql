@@ -5,6 +5,6 @@ set due_at = cast(round(unixepoch('subsec') * 1000) as integer) + d.delay,
 from (
     select unhex(value ->> 0) as user_id, unhex(value ->> 1) as conversation_id,
         value ->> 2 as delay
-    from json_each(?1)
+    from jsonb_each(?1)
 ) d
 where laggards.user_id = d.user_id and laggards.conversation_id = d.conversation_id

@@ -1,7 +1,7 @@
 -- Removes those of ?1: [[conversation, user, ...], ...] who lack nothing now.
 delete from laggards
 where (user_id, conversation_id) in (
-        select unhex(value ->> 1), unhex(value ->> 0) from json_each(?1))
+        select unhex(value ->> 1), unhex(value ->> 0) from jsonb_each(?1))
     and not exists (
         select 1 from participants p
             cross join messages m on m.conversation_id = p.conversation_id

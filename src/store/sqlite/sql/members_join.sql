@@ -3,7 +3,7 @@
 insert into participants (conversation_id, user_id, role, can_send_messages, joined_at, joined_seq,
     change_seq, history_from_seq, delivered_seq, read_seq, settled_seq)
 select ?1, unhex(value ->> 0), value ->> 1, 1, ?4, ?3, ?3, ?5, ?3, ?3, ?3
-from json_each(?2)
+from jsonb_each(?2)
 where true
 on conflict (conversation_id, user_id) do update set
     role = excluded.role, can_send_messages = excluded.can_send_messages,

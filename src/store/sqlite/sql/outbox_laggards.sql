@@ -4,7 +4,7 @@
 -- milliseconds.
 insert into laggards (user_id, conversation_id, due_at)
 select p.user_id, p.conversation_id, cast(round(unixepoch('subsec') * 1000) as integer) + ?2
-from json_each(?1) e
+from jsonb_each(?1) e
     cross join participants p on p.conversation_id = unhex(e.value ->> 0)
         and p.user_id <> unhex(e.value ->> 1) and p.settled_seq < (e.value ->> 2)
         and p.left_seq is null

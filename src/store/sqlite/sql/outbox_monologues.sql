@@ -6,7 +6,7 @@ set settled_seq = s.seq
 from (
     select unhex(value ->> 0) as conversation_id, unhex(value ->> 1) as sender_id,
         value ->> 2 as seq
-    from json_each(?1)
+    from jsonb_each(?1)
 ) s
 where participants.conversation_id = s.conversation_id and participants.user_id = s.sender_id
     and participants.left_seq is null and participants.settled_seq < s.seq - ?2

@@ -10,7 +10,7 @@ with batch as (
         unhex(value ->> 3) as body_hash,
         unhex(value ->> 4) as parent_message_id,
         value -> 5 as mentioned
-    from json_each(?1)
+    from jsonb_each(?1)
 )
 select
     case

@@ -5,4 +5,4 @@ insert into messages (id, conversation_id, seq, change_seq, sender_id, client_me
 select unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 2, unhex(value ->> 3),
     value ->> 4, unhex(value ->> 5), value ->> 6, value ->> 7, unhex(value ->> 8),
     nullif(value -> 9, 'null'), nullif(value -> 10, 'null'), ?2
-from json_each(?1)
+from jsonb_each(?1)

@@ -5,5 +5,5 @@ select exists (
     where m.conversation_id = unhex(e.value ->> 0)
         and m.seq > (e.value ->> 2) and m.seq < (e.value ->> 3)
         and m.sender_id <> unhex(e.value ->> 1) and m.deleted_at is null)
-from json_each(?1) e
+from jsonb_each(?1) e
 order by e.key

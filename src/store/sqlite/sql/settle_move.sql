@@ -5,6 +5,6 @@ set settled_seq = max(participants.settled_seq, r.settled_seq),
 from (
     select unhex(value ->> 0) as conversation_id, unhex(value ->> 1) as user_id,
         value ->> 2 as settled_seq, value ->> 3 as delivered_seq
-    from json_each(?1)
+    from jsonb_each(?1)
 ) r
 where participants.conversation_id = r.conversation_id and participants.user_id = r.user_id

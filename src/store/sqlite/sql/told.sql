@@ -1,7 +1,7 @@
 -- The messages of others in stretches of logs, of each the last ?2.
 -- ?1: [[conversation, user, from, up to], ...]
 select e.key, m.sender_id, m.id, m.seq
-from json_each(?1) e
+from jsonb_each(?1) e
     cross join messages m on m.conversation_id = unhex(e.value ->> 0)
         and m.seq >= max(e.value ->> 2, (
             select min(seq) from (
