@@ -53,6 +53,6 @@ def versions(database: str, redis: str) -> dict:
         "Postgres": sql("show server_version"),
         "Postgres settings": ", ".join(f"{line}" if not line.endswith("=") else f"{line}''" for line in settings.splitlines()),
         "Redis": re.search(r"redis_version:(\S+)", info)[1] + ", saves nothing to disk",
-        "Kafka": re.search(r"<kafka.version>(.*)</kafka.version>", pom)[1] + ", one broker, acks=all",
+        "Kafka": re.search(r"<kafka.version>(.*)</kafka.version>", pom)[1] + ", one broker, acks=all, metadata.max.idle.interval.ms=10000",
         "Rust": output("rustc", "--version").split()[1] + ", release build",
     }
