@@ -15,6 +15,10 @@ use time::format_description::well_known::Rfc3339;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
+/// Those that can be written, which a time zone can lead out of.
+const FIRST: Timestamp = Timestamp(-62_167_219_200_000);
+const LAST: Timestamp = Timestamp(253_402_300_799_999);
+
 impl Timestamp {
     #[expect(clippy::disallowed_methods, reason = "this is the one reader of the wall clock")]
     pub fn now() -> Self {
@@ -85,7 +89,12 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<'de, str>::deserialize(deserializer)?;
-        OffsetDateTime::parse(&text, &Rfc3339).map(Self::from).map_err(serde::de::Error::custom)
+        let at = OffsetDateTime::parse(&text, &Rfc3339).map(Self::from);
+        let at = at.map_err(serde::de::Error::custom)?;
+        if !(FIRST..=LAST).contains(&at) {
+            return Err(serde::de::Error::custom("a time lies in the years 0000 to 9999, UTC"));
+        }
+        Ok(at)
     }
 }
 
@@ -120,6 +129,18 @@ mod tests {
         assert_eq!(serde_json::to_string(&at).unwrap(), "\"2023-11-14T22:13:20.007Z\"");
         let back: Timestamp = serde_json::from_str("\"2023-11-14T23:13:20.007+01:00\"").unwrap();
         assert_eq!(back, at);
+    }
+
+    #[test]
+    fn times_that_could_not_be_written_are_refused() {
+        let read = |text: &str| serde_json::from_str::<Timestamp>(&format!("\"{text}\""));
+        for text in ["0000-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"] {
+            assert_eq!(read(text).unwrap().to_string(), text);
+        }
+        for text in ["0000-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains("the years 0000 to 9999"), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -1,3 +1,5 @@
+-- Writes wait behind this while it waits, for example for a dump: rather refused than that.
+set local lock_timeout = '2s';
 -- A batch's row stays whole on its page while it fits there: moved out it is a second table and index
 -- to write. And it is not compressed: ids are random.
 alter table outbox set (toast_tuple_target = 8160);

@@ -13,6 +13,9 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+/// What a frame is read by.
+const LARGEST_READ: usize = 16 * 1024;
+
 pub trait Wire: Send + Sync + 'static {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -189,12 +192,69 @@ impl<W: Wire> AsyncRead for Incoming<'_, W> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // No more than that is zeroed for a read, however large the frame is that is waited for.
+        let size = buffer.remaining().min(LARGEST_READ);
         loop {
             ready!(self.0.poll_readable(cx))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
+            match self.0.try_read(buffer.initialize_unfilled_to(size)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read.map(|size| buffer.advance(size))),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn connected() -> (TcpStream, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_nodelay(true).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        (TcpStream::from_std(server).unwrap(), client)
+    }
+
+    /// The next bytes, at most `most`; none at the end.
+    async fn read(wire: &TcpStream, most: usize) -> Vec<u8> {
+        let mut buffer = vec![0; most];
+        loop {
+            let ready = std::future::poll_fn(|cx| wire.poll_readable(cx));
+            timeout(PATIENCE, ready).await.expect("there is something to read").unwrap();
+            match Wire::try_read(wire, &mut buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                size => {
+                    buffer.truncate(size.unwrap());
+                    return buffer;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_short_read_ends_the_readiness_and_a_full_one_does_not() {
+        let (wire, mut client) = connected().await;
+        client.write_all(b"abcdef").unwrap();
+        assert_eq!(read(&wire, 4).await, b"abcd");
+        let is_ready = || std::future::poll_fn(|cx| Poll::Ready(wire.poll_readable(cx).is_ready()));
+        assert!(is_ready().await);
+        assert_eq!(read(&wire, 4).await, b"ef");
+        assert!(!is_ready().await);
+        // What the client sends with its end, and the end.
+        client.write_all(b"gh").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read(&wire, 4).await, b"gh");
+        assert_eq!(read(&wire, 4).await, b"");
+        assert!(wire.is_gone());
     }
 }

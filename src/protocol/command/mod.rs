@@ -41,6 +41,8 @@ pub const MESSAGE_ID_FORM: &str = "a message id is a UUID";
 pub const MAX_REF_BYTES: usize = 128;
 /// Of objects and lists in each other.
 const MAX_DEPTH: usize = 32;
+/// Bytes of a text that is parsed with buffers that are there already.
+const SHORT_TEXT: usize = 8 * 1024;
 
 /// The type of every command: what is not among them is not decoded, nor described.
 pub const COMMANDS: [&str; 10] = [
@@ -192,13 +194,17 @@ fn unknown_command() -> Problem {
 /// Decodes a JSON body; what does not fit is refused with the path of the field. The bytes are
 /// used up.
 pub fn from_json<T: DeserializeOwned>(text: &mut [u8]) -> Result<T, Problem> {
+    use simd_json::Deserializer;
     thread_local! {
-        /// What the parser notes on its way: as large as the largest text so far needed.
+        /// What the parser notes on its way, some ten times the text; kept for most texts are short.
         static NOTES: RefCell<simd_json::Buffers> = RefCell::default();
     }
     check_depth(text)?;
-    let parsed = NOTES
-        .with_borrow_mut(|notes| simd_json::Deserializer::from_slice_with_buffers(text, notes));
+    let parsed = if text.len() <= SHORT_TEXT {
+        NOTES.with_borrow_mut(|notes| Deserializer::from_slice_with_buffers(text, notes))
+    } else {
+        Deserializer::from_slice(text)
+    };
     let mut json = parsed.map_err(|error| {
         Problem::new(Code::Malformed, format!("not valid JSON: {}", words(&error)))
     })?;

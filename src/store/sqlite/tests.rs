@@ -67,16 +67,26 @@ async fn every_statement_finds_its_rows_by_an_index() {
     let may_be_scanned =
         ["CONSTANT", "(subquery", "page", "wanted", "found", "store_meta", "outbox", "laggards"];
     for (name, statement) in sql::ALL {
-        let explain = sqlx::AssertSqlSafe(format!("explain query plan {statement}"));
-        for step in sqlx::query(explain).fetch_all(&f.store.writer).await.unwrap() {
-            let step: String = step.get("detail");
+        let plan = plan(&f, statement).await;
+        for step in &plan {
             let Some(scanned) = step.strip_prefix("SCAN ") else {
                 continue;
             };
             let short = may_be_scanned.iter().any(|table| scanned.starts_with(table));
             assert!(short || scanned.contains("VIRTUAL TABLE"), "{name}: {step}");
         }
+        // The page of each message found, among those of many users.
+        if *name == "sync_pages" {
+            let is_search = |step: &String| step.starts_with("SEARCH page USING AUTOMATIC");
+            assert!(plan.iter().any(is_search), "{plan:?}");
+        }
     }
+}
+
+async fn plan(f: &Fixture, statement: &str) -> Vec<String> {
+    let explain = sqlx::AssertSqlSafe(format!("explain query plan {statement}"));
+    let steps = sqlx::query(explain).fetch_all(&f.store.writer).await.unwrap();
+    steps.iter().map(|step| step.get("detail")).collect()
 }
 
 #[tokio::test]
