@@ -81,8 +81,7 @@ impl fmt::Display for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = self.written();
-        serializer.serialize_str(str::from_utf8(&text).map_err(serde::ser::Error::custom)?)
+        serializer.collect_str(self)
     }
 }
 

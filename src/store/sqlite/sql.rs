@@ -1,5 +1,6 @@
 //! Every statement, one file each, so that a test can prepare them all and look at their plans.
-//! Lists of values travel as one JSON parameter, so the number of statements never grows with them.
+//! Lists of values travel as one JSON parameter, so the number of statements never grows with them;
+//! `jsonb_each` gives those that are lists again without writing each as text to be parsed anew.
 
 use serde::Serialize;
 use uuid::Uuid;

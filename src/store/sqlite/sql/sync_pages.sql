@@ -5,8 +5,11 @@
 -- others by change_seq. Neither way is gone further than ?2 and one more, which tells that there is
 -- more, and a page is complete up to `upto`; the caller cuts it to ?2.
 with wanted as materialized (
-    select e.key as ord, c.last_seq, c.info_seq, p.conversation_id, p.left_seq, p.history_from_seq,
-        max(e.value ->> 2, p.history_from_seq - 1) as start
+    select e.key as ord, c.last_seq, p.conversation_id, p.left_seq, p.history_from_seq,
+        max(e.value ->> 2, p.history_from_seq - 1) as start,
+        max(c.info_seq, (
+            select max(q.change_seq) from participants q indexed by participants_change
+            where q.conversation_id = c.id)) as info_head
     from jsonb_each(?1) e
         cross join participants p on p.conversation_id = unhex(e.value ->> 1)
             and p.user_id = unhex(e.value ->> 0)
@@ -40,10 +43,7 @@ found as (
             and m.seq >= page.history_from_seq
     where page.left_seq is null
 )
-select page.ord, page.last_seq, page.left_seq, page.history_from_seq, page.upto,
-    max(page.info_seq, (
-        select max(q.change_seq) from participants q indexed by participants_change
-        where q.conversation_id = page.conversation_id)) as info_head,
+select page.ord, page.last_seq, page.left_seq, page.history_from_seq, page.upto, page.info_head,
     case when m.id is null and page.upto < page.last_seq then (
         select json_group_array(late.seq order by late.seq)
         from messages late indexed by messages_seq
